@@ -1,0 +1,31 @@
+"""The errors a caller can act on; every message names the file, the cause and the remedy."""
+
+from __future__ import annotations
+
+
+class MsamilError(Exception):
+    """Base of all errors raised on purpose by napari-msamil; its message is meant for the user."""
+
+
+class SlideError(MsamilError):
+    """The file cannot be opened as a slide, or is a kind of slide that is not supported."""
+
+
+class MissingMppError(SlideError):
+    """The slide does not say how large its pixels are, and nobody else did: ask for the mpp."""
+
+
+class ReadError(SlideError):
+    """Pixels of an open slide cannot be read or decoded."""
+
+
+class ModelFileError(MsamilError):
+    """The file is not a model of ours, or it was cut or changed."""
+
+
+class ResultExistsError(MsamilError):
+    """A result is already there and the caller did not ask to replace it."""
+
+
+class RegionError(MsamilError):
+    """The region file or polygon cannot be used on this slide."""

@@ -1,0 +1,1 @@
+"""Aggregators: one file per multiple-instance learning method."""

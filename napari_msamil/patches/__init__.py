@@ -1,0 +1,1 @@
+"""Patches: where to look on a slide, and their pixels."""

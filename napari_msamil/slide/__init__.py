@@ -1,0 +1,1 @@
+"""Slides: pixels on demand from whole-slide files; knows neither torch nor Qt."""

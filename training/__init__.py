@@ -1,0 +1,1 @@
+"""Training: from labelled slides to a model file that the plugin opens."""
