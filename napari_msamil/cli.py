@@ -1,0 +1,269 @@
+"""The `msamil` command: each subcommand is a few lines over a library function."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from napari_msamil import __version__
+from napari_msamil.errors import MsamilError
+
+if TYPE_CHECKING:
+    from napari_msamil.inference.prediction import Prediction
+
+app = typer.Typer(
+    help="Explained multi-scale classification of whole-slide images. Research use only; not for diagnosis.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    add_completion=False,
+)
+model_app = typer.Typer(help="Look into model files.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(model_app, name="model")
+
+
+class DeviceName(StrEnum):
+    """What --device takes; "cuda" is the first GPU."""
+
+    AUTO = "auto"
+    CPU = "cpu"
+    CUDA = "cuda"
+    MPS = "mps"
+
+
+Mpp = Annotated[float | None, typer.Option(help="µm per pixel of the full resolution, where the slide does not say.", min=0.001)]
+ModelName = Annotated[str, typer.Option(help='"demo" or a model file (.safetensors).')]
+
+
+def main() -> None:
+    """Run the command; errors meant for the user become one line on stderr and exit status 1."""
+    try:
+        app()
+    except MsamilError as error:
+        print(f"msamil: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Say more on stderr.")] = False,
+) -> None:
+    if version:
+        print(__version__)
+        raise typer.Exit
+    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+
+
+@app.command()
+def info(
+    slide: Annotated[Path, typer.Argument(help="Slide file.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    mpp: Mpp = None,
+) -> None:
+    """Show what a slide file holds: size, µm per pixel and where that comes from, levels, reader."""
+    from napari_msamil.slide.slide import open_slide
+
+    with open_slide(slide, mpp) as opened:
+        facts: dict[str, Any] = {
+            "name": opened.name,
+            "width_px": opened.width,
+            "height_px": opened.height,
+            "mpp": opened.mpp,
+            "mpp_source": opened.mpp_source,
+            "reader": opened.backend,
+            "levels": [{"width_px": v.width, "height_px": v.height, "downsample": v.downsample} for v in opened.levels],
+            "warnings": list(opened.warnings),
+            "properties": dict(opened.properties),
+        }
+    if as_json:
+        print(json.dumps(facts, indent=2, ensure_ascii=False))
+        return
+    size = f"{facts['width_px']} x {facts['height_px']} px"
+    if opened.mpp:
+        size += f" ({opened.width * opened.mpp[0] / 1000:.2f} x {opened.height * opened.mpp[1] / 1000:.2f} mm)"
+    print(f"{facts['name']}: {size}, read by {facts['reader']}")
+    scale = f"{opened.mpp[0]:.4g} x {opened.mpp[1]:.4g} µm per pixel ({opened.mpp_source})" if opened.mpp else "unknown; --mpp gives it"
+    print(f"scale: {scale}")
+    for number, level in enumerate(opened.levels):
+        print(f"level {number}: {level.width} x {level.height} px, 1:{level.downsample[0]:.4f}")
+    for warning in opened.warnings:
+        print(f"note: {warning}")
+
+
+@app.command()
+def classify(
+    slides: Annotated[list[Path], typer.Argument(help="Slide files.")],
+    out: Annotated[Path, typer.Option(help="Folder for the results, one subfolder per slide.")],
+    model: ModelName = "demo",
+    mpp: Mpp = None,
+    device: Annotated[DeviceName, typer.Option(help="Where to compute.")] = DeviceName.AUTO,
+    region: Annotated[Path | None, typer.Option(help="GeoJSON with polygons in full-resolution pixels: look only there.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace earlier results.")] = False,
+    max_read_errors: Annotated[float, typer.Option(help="Share of unreadable patches that is accepted, 0 to 1.", min=0, max=1)] = 0.0,
+) -> None:
+    """Classify slides and write class probabilities, lesion mask and attention maps. Research use only."""
+    from napari_msamil.inference.classify import Request
+    from napari_msamil.inference.engine import choose_device
+    from napari_msamil.inference.geojson import read_polygons
+
+    _refuse_same_names(slides)
+    polygons = read_polygons(region) if region else None
+    choose_device(device)
+    failed: list[tuple[Path, str]] = []
+    for slide in slides:
+        request = Request(slide, model, mpp, device, polygons, max_read_errors=max_read_errors)
+        try:
+            _classify_one(request, out, overwrite=overwrite)
+        except MsamilError as error:
+            failed.append((slide, str(error)))
+        except Exception as error:  # one bad slide stops nothing; the traceback goes to the log, the reason to the list
+            logging.getLogger(__name__).exception("%s failed", slide)
+            failed.append((slide, f"unexpected {type(error).__name__}: {error}"))
+    if failed:
+        print(f"\n{len(failed)} of {len(slides)} slides failed:", file=sys.stderr)
+        for slide, reason in failed:
+            print(f"  {slide}: {reason}", file=sys.stderr)
+        raise typer.Exit(1)
+
+
+def _refuse_same_names(slides: list[Path]) -> None:
+    seen: dict[str, Path] = {}
+    for slide in slides:
+        if slide.stem in seen:
+            raise typer.BadParameter(
+                f"{seen[slide.stem]} and {slide} would write to the same result folder {slide.stem!r}: run them with different --out.",
+                param_hint="SLIDES",
+            )
+        seen[slide.stem] = slide
+
+
+def _classify_one(request: Any, out: Path, *, overwrite: bool) -> Prediction:
+    from napari_msamil.inference.classify import classify_steps
+    from napari_msamil.inference.result import check_free, result_folder, write_result
+
+    check_free(result_folder(request.slide, out), overwrite=overwrite)
+    steps = classify_steps(request)
+    line = _ProgressLine(request.slide.name)
+    prediction: Prediction
+    while True:
+        try:
+            line.show(next(steps))
+        except StopIteration as end:
+            prediction = end.value
+            break
+        finally:
+            line.clear()
+    folder = write_result(prediction, out, overwrite=overwrite)
+    counts = ", ".join(f"{int((prediction.table.scale == i).sum())} at {s.name}" for i, s in enumerate(prediction.table.scales))
+    print(f"{request.slide.name}: {prediction.predicted} ({prediction.probabilities.max():.1%}) - research use only")
+    for name, p in zip(prediction.classes, prediction.probabilities, strict=True):
+        print(f"  {p:7.2%}  {name}")
+    print(f"  patches: {counts}; {prediction.seconds['total']:.1f} s on {prediction.device} ({prediction.device_reason})")
+    for note in (prediction.fallback, *prediction.notes):
+        if note:
+            print(f"  note: {note}")
+    print(f"  result: {folder}", flush=True)
+    return prediction
+
+
+class _ProgressLine:
+    """One line on a terminal that is rewritten in place; silent where stderr is a file."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.live = sys.stderr.isatty()
+
+    def show(self, progress: Any) -> None:
+        if self.live:
+            left = f", {progress.seconds_left:.0f} s left" if progress.seconds_left else ""
+            print(f"\r\x1b[2K{self.name}: {progress.stage} {progress.done}/{progress.total}{left}", end="", file=sys.stderr, flush=True)
+
+    def clear(self) -> None:
+        if self.live:
+            print("\r\x1b[2K", end="", file=sys.stderr, flush=True)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the sample slide and its result.")] = Path("demo"),
+    no_viewer: Annotated[bool, typer.Option("--no-viewer", help="Do not open napari.")] = False,
+) -> None:
+    """Make a synthetic slide, classify it, write the result and, where there is a display, open napari with it."""
+    from napari_msamil.inference.classify import Request
+    from napari_msamil.slide.sample import write_sample_slide
+
+    slide = out / "sample-slide.tif"
+    if not slide.exists():
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=out) as folder:
+            write_sample_slide(Path(folder) / slide.name, seed=0, lesion=True).replace(slide)
+    _classify_one(Request(slide), out / "result", overwrite=True)
+    if no_viewer:
+        return
+    reason = _no_viewer_reason()
+    if reason:
+        print(f"napari is not opened: {reason}.")
+        return
+    view(slide, run=True)
+
+
+def _no_viewer_reason() -> str | None:
+    from importlib.util import find_spec
+
+    if sys.platform.startswith("linux") and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+        return "there is no display"
+    if find_spec("napari") is None:
+        return 'napari is not installed; pip install "napari-msamil[app]" brings it'
+    return None
+
+
+@app.command("view")
+def view(
+    slide: Annotated[Path, typer.Argument(help="Slide file.")],
+    mpp: Mpp = None,
+    run: Annotated[bool, typer.Option("--run", help="Classify at once.")] = False,
+    model: ModelName = "demo",
+) -> None:
+    """Open a slide in napari with the classification panel beside it."""
+    reason = _no_viewer_reason()
+    if reason:
+        raise MsamilError(f"Cannot open napari: {reason}.")
+    # The plugin is reached as a program of its own: nothing below it may import it.
+    command = [sys.executable, "-m", "napari_msamil.plugin", str(slide), "--model", model]
+    command += ["--mpp", str(mpp)] if mpp else []
+    command += ["--run"] if run else []
+    raise typer.Exit(subprocess.run(command, check=False).returncode)
+
+
+@model_app.command("show")
+def show(file: Annotated[str, typer.Argument(help='Model file, or "demo".')]) -> None:
+    """Print a model's card: classes, scales, training data and figures, intended use."""
+    from napari_msamil.inference.classify import open_model
+
+    model = open_model(file)
+    print(model.card.model_dump_json(indent=2))
+    print(f"sha256 {model.sha256}")
+
+
+@model_app.command("verify")
+def verify(file: Annotated[str, typer.Argument(help='Model file, or "demo".')]) -> None:
+    """Check that a model file is whole, unchanged and loads; says so in one line."""
+    from napari_msamil.inference.classify import open_model
+
+    model = open_model(file)
+    count = sum(p.numel() for p in model.parameters())
+    print(f"{file}: a whole and unchanged {model.card.method} model, {count:,} parameters, {len(model.card.classes)} classes")
+
+
+if __name__ == "__main__":
+    main()

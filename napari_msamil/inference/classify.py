@@ -1,0 +1,290 @@
+"""Algorithm 1 of MsaMIL-Net, from a slide and a model to a Prediction, as a generator that tells how far it is.
+
+Thumbnail → lesion mask → patches at every scale with enough lesion → extractor → aggregator → probabilities and
+attention. The command line and the plugin run this very generator, so their numbers agree.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from napari_msamil.errors import MissingMppError, MsamilError, ReadError
+from napari_msamil.inference.engine import BatchRunner, Device, autocast, choose_device, default_batch, tune_allocator
+from napari_msamil.inference.geojson import Polygon, polygon_mask
+from napari_msamil.inference.prediction import Prediction
+from napari_msamil.patches.grid import PatchTable, Scale, build_table, select_rows
+from napari_msamil.patches.reader import read_patches
+from napari_msamil.patches.tissue import tissue_mask
+from napari_msamil.slide.slide import Slide, open_slide
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+    import torch
+    from numpy.typing import NDArray
+
+    from napari_msamil.models.model import Model
+
+REGION_PX = 2048  # longest side of the mask that a drawn region is filled into
+
+
+@dataclass(frozen=True)
+class Request:
+    """All that decides a classification.
+
+    Attributes:
+        slide: slide file.
+        model: "demo" or a model file.
+        mpp: µm per level-0 px where the slide does not say, or says it wrongly.
+        device: "auto", "cpu", "cuda", "cuda:1" or "mps".
+        region: look only inside these polygons (level-0 px); None is the whole slide.
+        batch_size: patches per batch; None picks one for the device.
+        max_read_errors: share of patches, 0..1, that may be unreadable before the slide fails.
+    """
+
+    slide: Path
+    model: str | Path = "demo"
+    mpp: float | None = None
+    device: str = "auto"
+    region: tuple[Polygon, ...] | None = None
+    batch_size: int | None = None
+    max_read_errors: float = 0.0
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a classification is: `done` of `total` steps of a stage, and the seconds left where they can be told."""
+
+    stage: str
+    done: int
+    total: int
+    seconds_left: float | None = None
+
+
+def classify(
+    slide: str | Path,
+    model: str | Path = "demo",
+    *,
+    mpp: float | None = None,
+    device: str = "auto",
+    region: tuple[Polygon, ...] | None = None,
+) -> Prediction:
+    """Classify one slide; see `Request` for the arguments and `classify_steps` for the errors."""
+    steps = classify_steps(Request(Path(slide), model, mpp, device, region))
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            prediction: Prediction = end.value
+            return prediction
+
+
+def classify_steps(request: Request) -> Generator[Progress, None, Prediction]:
+    """Classify one slide step by step; closing the generator stops within a batch and leaves nothing behind.
+
+    Yields:
+        Progress at the start of each stage and after every batch of patches.
+
+    Returns:
+        The Prediction, as the generator's return value.
+
+    Raises:
+        SlideError, MissingMppError, ReadError: the slide cannot be used, and why.
+        ModelFileError: the model file cannot be used.
+        RegionError: the region does not touch the slide.
+        MsamilError: no tissue, or an unusable device.
+
+    References:
+        MsaMIL-Net (arXiv 2503.08581), Algorithm 1 and Sec. 3.
+    """
+    tune_allocator()
+    clock = _Clock()
+    yield Progress("open", 0, 1)
+    with open_slide(request.slide, request.mpp) as slide:
+        if slide.mpp is None:
+            raise MissingMppError(
+                f"{slide.name} does not say how many µm a pixel measures. "
+                "Give it: --mpp on the command line, the field 'µm per pixel' in napari."
+            )
+        model = open_model(request.model)
+        device = choose_device(request.device)
+        model = model.to(device.name)
+        clock.lap("open")
+
+        yield Progress("lesion mask", 0, 1)
+        thumbnail = slide.read(0, 0, slide.width, slide.height, size=(model.card.thumbnail_px,) * 2)
+        tissue = tissue_mask(thumbnail)
+        lesion = _lesion_mask(model, thumbnail, device)
+        clock.lap("lesion mask")
+
+        table = candidate_table(slide, model, tissue=tissue, lesion=lesion, region=request.region)
+        card = model.card
+        selection = select_rows(
+            table,
+            lesion_threshold=card.thresholds.lesion_fraction,
+            tissue_threshold=card.thresholds.tissue_fraction,
+            on_empty=card.on_empty.policy,
+            k=card.on_empty.k,
+        )
+        if selection.rows.size == 0:
+            raise MsamilError(f"{slide.name}: {selection.fallback or 'no tissue was found'}; there is nothing to classify.")
+        table = table.take(selection.rows)
+        clock.lap("patches")
+
+        features, errors = yield from _extract(slide, model, table, device=device, request=request, clock=clock)
+        yield Progress("aggregate", 0, 1)
+        probabilities, attention = _aggregate(model, table, features, errors)
+        clock.lap("aggregate")
+        return Prediction(
+            slide_path=Path(request.slide),
+            slide_size=(slide.width, slide.height),
+            mpp=slide.mpp,
+            mpp_source=slide.mpp_source,
+            slide_reader=slide.backend,
+            model_name=card.name,
+            method=card.method,
+            preset=card.preset,
+            model_sha256=model.sha256 or "",
+            classes=tuple(card.classes),
+            probabilities=probabilities,
+            table=table,
+            attention=attention,
+            read_errors=errors,
+            lesion_mask=lesion.astype(np.uint8),
+            tissue_mask=tissue.astype(np.uint8),
+            lesion_label=card.lesion_label,
+            fallback=selection.fallback,
+            notes=(*slide.warnings,),
+            device=device.name,
+            device_reason=device.reason,
+            precision=device.precision,
+            seconds=clock.report(),
+            versions=_versions(),
+        )
+
+
+def open_model(model: str | Path) -> Model:
+    """Load a model file for inference, or the bundled one by the name "demo"."""
+    from napari_msamil.models.model import load_model
+    from napari_msamil.resources import demo_model_path
+
+    return load_model(demo_model_path() if str(model) == "demo" else Path(model)).eval()
+
+
+def candidate_table(
+    slide: Slide,
+    model: Model,
+    *,
+    tissue: NDArray[np.bool_],
+    lesion: NDArray[np.bool_],
+    region: tuple[Polygon, ...] | None,
+) -> PatchTable:
+    """All patches of a slide that touch tissue (and the region), at the scales of a model."""
+    assert slide.mpp is not None
+    scales = tuple(Scale(mpp, model.card.patch_px) for mpp in model.card.scales_mpp)
+    size = (slide.width, slide.height)
+    mask = None
+    if region is not None:
+        shrink = min(1.0, REGION_PX / max(size))
+        mask = polygon_mask(region, size, (max(1, round(size[1] * shrink)), max(1, round(size[0] * shrink))))
+    return build_table(size, slide.mpp, scales=scales, tissue=tissue, lesion=lesion, region=mask)
+
+
+def _lesion_mask(model: Model, thumbnail: NDArray[np.uint8], device: Device) -> NDArray[np.bool_]:
+    import torch
+
+    with torch.inference_mode(), autocast(device):
+        probability = model.segment(torch.from_numpy(thumbnail[None]).to(device.name))[0]
+    mask: NDArray[np.bool_] = (probability.float() > model.card.thresholds.lesion_probability).cpu().numpy()
+    return mask
+
+
+def _extract(
+    slide: Slide, model: Model, table: PatchTable, *, device: Device, request: Request, clock: _Clock
+) -> Generator[Progress, None, tuple[torch.Tensor, dict[int, str]]]:
+    """Features (N, D) float32 on the CPU for every row of the table, and the reasons of rows that could not be read."""
+    import torch
+
+    runner = BatchRunner(
+        lambda pixels: model.embed(pixels.to(device.name)).float().cpu(),
+        request.batch_size or default_batch(device, model.card.patch_px),
+    )
+    features: torch.Tensor | None = None
+    errors: dict[int, str] = {}
+    yield Progress("patches", 0, len(table))
+    started, done = time.perf_counter(), 0
+    for batch in read_patches(slide, table, np.arange(len(table)), batch_size=runner.batch_size):
+        clock.lap("read patches")
+        errors.update(batch.failed)
+        if len(batch.rows):
+            with torch.inference_mode(), autocast(device):
+                rows = runner(torch.from_numpy(batch.pixels))
+            if features is None:
+                features = torch.zeros(len(table), rows.shape[1])
+            features[torch.from_numpy(batch.rows)] = rows
+        done += len(batch.rows) + len(batch.failed)
+        clock.lap("extract")
+        left = (time.perf_counter() - started) / done * (len(table) - done)
+        yield Progress("patches", done, len(table), left)
+    if len(errors) > request.max_read_errors * len(table) or features is None:
+        row, reason = next(iter(errors.items()))
+        raise ReadError(
+            f"{slide.name}: {len(errors)} of {len(table)} patches could not be read, the first at "
+            f"x={table.coords[row, 0]}, y={table.coords[row, 1]} ({reason}). The file may be damaged: copy it again from "
+            "its source, or allow a share of unreadable patches (--max-read-errors)."
+        )
+    return features, errors
+
+
+def _aggregate(
+    model: Model, table: PatchTable, features: torch.Tensor, errors: dict[int, str]
+) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
+    """Probabilities (C,) and attention (N,), NaN for rows in `errors`, which the bag leaves out."""
+    import torch
+
+    from napari_msamil.models.bag import Bag
+
+    kept = np.setdiff1d(np.arange(len(table)), np.fromiter(errors, np.int64, len(errors)))
+    sub = table.take(kept)
+    device = next(model.aggregator.parameters()).device
+    bag = Bag(
+        features=features[torch.from_numpy(kept)].to(device),
+        coords=torch.from_numpy(sub.coords).to(device),
+        scale=torch.from_numpy(sub.scale.astype(np.int64)).to(device),
+        slide_size=table.slide_size,
+    )
+    with torch.inference_mode():
+        output = model.aggregate(bag)
+    probabilities = torch.softmax(output.logits.double(), dim=-1).cpu().numpy()
+    attention = np.full(len(table), np.nan, np.float32)
+    attention[kept] = output.attention.float().cpu().numpy()
+    if not np.isfinite(probabilities).all():
+        raise MsamilError(f"The model {model.card.name!r} gave probabilities that are no numbers; its file may be wrong.")
+    return probabilities, attention
+
+
+class _Clock:
+    """Adds up wall time by stage; `lap` books the time since the last lap."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[str, float] = {}
+        self._start = self._last = time.perf_counter()
+
+    def lap(self, stage: str) -> None:
+        now = time.perf_counter()
+        self._seconds[stage] = self._seconds.get(stage, 0.0) + now - self._last
+        self._last = now
+
+    def report(self) -> dict[str, float]:
+        return {**self._seconds, "total": time.perf_counter() - self._start}
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    return {name: version(name) for name in ("napari-msamil", "torch", "timm", "numpy", "tiffslide")}

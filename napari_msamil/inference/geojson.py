@@ -1,0 +1,130 @@
+"""Regions in, lesion outlines out: GeoJSON in level-0 pixels, as QuPath reads and writes it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from napari_msamil.errors import RegionError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Polygon:
+    """An area of a slide.
+
+    Attributes:
+        exterior: (n, 2) float64 level-0 px, (x, y), n >= 3.
+        holes: rings like the exterior that are cut out.
+    """
+
+    exterior: NDArray[np.float64]
+    holes: tuple[NDArray[np.float64], ...] = ()
+
+
+def read_polygons(path: Path) -> tuple[Polygon, ...]:
+    """Read every Polygon and MultiPolygon of a GeoJSON file.
+
+    A FeatureCollection, a list of features, one feature and bare geometries are all understood.
+
+    Raises:
+        RegionError: no such file, not GeoJSON, or no area in it (points and lines enclose none).
+    """
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RegionError(f"Cannot read the region file {path}: {error.strerror}.") from error
+    except ValueError as error:
+        raise RegionError(f"{path} is not GeoJSON ({error}). Export the regions as GeoJSON, as QuPath does.") from error
+    try:
+        polygons = tuple(_polygons(document))
+    except (KeyError, TypeError, ValueError) as error:
+        raise RegionError(f"{path} has a geometry that is not valid GeoJSON: {error!r}.") from error
+    if not polygons:
+        raise RegionError(f"{path} holds no polygon: draw at least one closed region and export it again.")
+    return polygons
+
+
+def _polygons(node: Any) -> list[Polygon]:
+    if isinstance(node, list):
+        return [p for item in node for p in _polygons(item)]
+    kind = node["type"]
+    if kind == "FeatureCollection":
+        return _polygons(node["features"])
+    if kind == "Feature":
+        return _polygons(node["geometry"]) if node["geometry"] is not None else []
+    if kind == "GeometryCollection":
+        return _polygons(node["geometries"])
+    if kind == "Polygon":
+        return [_polygon(node["coordinates"])]
+    if kind == "MultiPolygon":
+        return [_polygon(rings) for rings in node["coordinates"]]
+    return []
+
+
+def _polygon(rings: Any) -> Polygon:
+    arrays = [np.asarray(ring, np.float64)[:, :2] for ring in rings]
+    if not arrays or any(len(a) < 3 or not np.isfinite(a).all() for a in arrays):
+        raise ValueError("a ring needs at least three finite points")
+    return Polygon(arrays[0], tuple(arrays[1:]))
+
+
+def polygon_mask(
+    polygons: tuple[Polygon, ...], slide_size: tuple[int, int], shape: tuple[int, int]
+) -> NDArray[np.bool_]:
+    """Fill polygons into a mask (h, w) bool of the given shape, stretched over the whole slide.
+
+    Raises:
+        RegionError: no polygon touches the slide.
+    """
+    height, width = shape
+    factor = np.array([width / slide_size[0], height / slide_size[1]])
+    mask = np.zeros(shape, bool)
+    for polygon in polygons:
+        one = Image.new("1", (width, height))
+        draw = ImageDraw.Draw(one)
+        for ring, fill in [(polygon.exterior, 1), *((hole, 0) for hole in polygon.holes)]:
+            # A mask pixel's centre lies half a pixel in: (x, y) of the slide is pixel x * factor - 0.5.
+            draw.polygon([(float(x), float(y)) for x, y in ring * factor - 0.5], fill=fill)
+        mask |= np.asarray(one)
+    if not mask.any():
+        raise RegionError(
+            f"No region lies on the slide of {slide_size[0]} x {slide_size[1]} px: "
+            "give the coordinates in pixels of the full resolution (x, y)."
+        )
+    return mask
+
+
+def mask_feature_collection(
+    mask: NDArray[np.uint8], slide_size: tuple[int, int], *, label: str, rgb: tuple[int, int, int]
+) -> dict[str, Any]:
+    """Outline a mask (h, w) of 0 and 1, stretched over the slide, as annotations that QuPath opens.
+
+    Outlines run along the borders of mask pixels through contourpy, with holes, in level-0 px (x, y).
+    """
+    from contourpy import FillType, contour_generator
+
+    height, width = mask.shape
+    factor = np.array([slide_size[0] / width, slide_size[1] / height])
+    padded = np.pad(mask.astype(np.float64), 1)
+    points, offsets = contour_generator(z=padded, fill_type=FillType.OuterOffset).filled(0.5, 2.0)
+    features = []
+    for ring_points, ring_offsets in zip(points, offsets, strict=True):
+        xy = np.clip((ring_points - 0.5) * factor, 0, slide_size)
+        rings = [
+            np.round(xy[a:b], 2).tolist() for a, b in zip(ring_offsets[:-1], ring_offsets[1:], strict=True)
+        ]
+        features.append({
+            "type": "Feature",
+            "geometry": {"type": "Polygon", "coordinates": rings},
+            "properties": {"objectType": "annotation", "classification": {"name": label, "color": list(rgb)}},
+        })  # fmt: skip
+    return {"type": "FeatureCollection", "features": features}

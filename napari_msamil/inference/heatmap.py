@@ -1,0 +1,114 @@
+"""Patches and their values as an image with a place: one value per patch cell, NaN where nothing was looked at."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, get_args
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from napari_msamil.patches.grid import PatchTable
+
+Values = Literal["rank", "relative", "attention"]
+VALUES: tuple[str, ...] = get_args(Values)
+
+
+@dataclass(frozen=True)
+class Heatmap:
+    """One scale's values on the grid of its patches.
+
+    Attributes:
+        array: (rows, columns) float32; NaN where no patch was looked at, which is not zero.
+        downsample: level-0 px per cell, (x, y).
+        origin: level-0 px of the top-left corner of cell (0, 0), (x, y).
+        name: the scale as pathologists say it, such as "20x".
+        mpp: µm/px of the scale.
+        values: "rank" (share of the bag's patches with less attention, 0..1, all scales together), "relative"
+            (attention times number of patches: 1 is an average patch) or "attention" (sums to 1 over the bag).
+    """
+
+    array: NDArray[np.float32]
+    downsample: tuple[float, float]
+    origin: tuple[float, float]
+    name: str
+    mpp: float
+    values: Values
+
+    @property
+    def limits(self) -> tuple[float, float]:
+        """Fixed ends of the colour scale, the same for every slide and scale (except for raw attention)."""
+        if self.values == "rank":
+            return 0.0, 1.0
+        if self.values == "relative":
+            return 0.0, 4.0
+        top = float(np.nanmax(self.array)) if np.isfinite(self.array).any() else 1.0
+        return 0.0, top or 1.0
+
+
+def express(attention: NDArray[np.float32], values: Values) -> NDArray[np.float32]:
+    """Attention (N,) over a bag, NaN for unread patches, in the asked unit (N,); see `Heatmap.values`.
+
+    Equal attention gets equal rank (the middle of the tied places), so a uniform bag is flat in every unit.
+    """
+    out = np.full(attention.shape, np.nan, np.float32)
+    seen = np.isfinite(attention)
+    a = attention[seen].astype(np.float64)
+    if values == "attention":
+        out[seen] = a
+    elif values == "relative":
+        out[seen] = a * a.size
+    elif values == "rank":
+        ordered = np.sort(a)
+        below, upto = np.searchsorted(ordered, a, "left"), np.searchsorted(ordered, a, "right")
+        out[seen] = (below + upto) / (2 * max(1, a.size))
+    else:
+        raise ValueError(f"values={values!r}: choose one of {', '.join(VALUES)}")
+    return out
+
+
+def rasterize(table: PatchTable, numbers: NDArray[np.float32], scale: int, *, values: Values) -> Heatmap:
+    """Put one number per patch on the grid of one scale.
+
+    Args:
+        table: patches of one slide, any scales.
+        numbers: (N,) one per row of the table.
+        scale: index into `table.scales`.
+        values: what the numbers are.
+
+    Returns:
+        The smallest Heatmap that holds every patch of the scale; (1, 1) of NaN where the scale has none.
+    """
+    rows = np.flatnonzero(table.scale == scale)
+    width, height = table.footprint(scale)
+    if rows.size == 0:
+        cells, first = np.full((1, 1), np.nan, np.float32), np.zeros(2, np.int64)
+    else:
+        grid = table.grid[rows].astype(np.int64)
+        first = grid.min(axis=0)
+        columns, lines = grid.max(axis=0) - first + 1
+        cells = np.full((lines, columns), np.nan, np.float32)
+        cells[grid[:, 1] - first[1], grid[:, 0] - first[0]] = numbers[rows]
+    origin = (float(first[0] * width), float(first[1] * height))
+    spec = table.scales[scale]
+    return Heatmap(cells, (width, height), origin, spec.name, spec.mpp, values)
+
+
+# A perceptual ramp (dark violet, red, pale yellow) at nine even places, in the manner of matplotlib's "inferno" (CC0).
+_RAMP = np.array(
+    [[0, 0, 4], [31, 12, 72], [85, 15, 109], [136, 34, 106], [186, 54, 85], [227, 89, 51], [249, 140, 10], [249, 201, 50],
+     [252, 255, 164]],
+    np.float64,
+)  # fmt: skip
+
+
+def colour(array: NDArray[np.float32], limits: tuple[float, float]) -> NDArray[np.uint8]:
+    """Values (H, W) to RGBA (H, W, 4) uint8 on the colour ramp; NaN is transparent."""
+    low, high = limits
+    t = np.clip((np.nan_to_num(array, nan=low) - low) / (high - low), 0, 1) * (len(_RAMP) - 1)
+    places = np.arange(len(_RAMP))
+    rgb = np.stack([np.interp(t, places, _RAMP[:, c]) for c in range(3)], axis=-1)
+    alpha = np.where(np.isfinite(array), 255, 0)
+    return np.dstack([rgb, alpha]).round().astype(np.uint8)

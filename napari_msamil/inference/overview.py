@@ -1,0 +1,110 @@
+"""One picture that shows the slide, the lesion mask and the heatmaps side by side, with class and probability."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from napari_msamil.inference.heatmap import Heatmap, colour
+from napari_msamil.inference.prediction import RESEARCH_USE
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from napari_msamil.inference.prediction import Prediction
+    from napari_msamil.slide.slide import Slide
+
+PANEL_PX = 440
+GAP_PX = 16
+_INK, _PALE, _LINE, _BAR = (30, 30, 34), (110, 110, 118), (222, 222, 226), (66, 106, 168)
+_LESION = np.array([230, 30, 30], np.float32)
+
+
+def draw_overview(prediction: Prediction, slide: Slide) -> Image.Image:
+    """RGB image with one panel each for slide, lesion mask and every scale's attention (rank in the bag)."""
+    longest = max(prediction.slide_size)
+    size = tuple(max(1, round(side / longest * PANEL_PX)) for side in prediction.slide_size)
+    picture = slide.read(0, 0, slide.width, slide.height, size=(size[0], size[1]))
+    maps = [prediction.heatmap(i) for i in range(len(prediction.table.scales))]
+    panels = [("Slide", picture), (f"Lesion mask: {prediction.lesion_label}", _with_mask(picture, prediction))]
+    panels += [(f"Attention {m.name}, rank in slide", _with_heatmap(picture, m, prediction)) for m in maps]
+    bars_px = 26 * len(prediction.classes)
+    height = 84 + bars_px + 30 + size[1] + 44
+    width = max(760, GAP_PX + len(panels) * (size[0] + GAP_PX))
+    page = Image.new("RGB", (width, height), "white")
+    draw = ImageDraw.Draw(page)
+    _write_head(draw, prediction)
+    top = 84 + bars_px
+    for index, (title, pixels) in enumerate(panels):
+        left = GAP_PX + index * (size[0] + GAP_PX)
+        draw.text((left, top), _shortened(title, size[0], draw), fill=_INK, font=_font(15))
+        page.paste(Image.fromarray(pixels), (left, top + 24))
+        draw.rectangle((left - 1, top + 23, left + size[0], top + 24 + size[1]), outline=_LINE)
+    draw.text((GAP_PX, height - 30), _foot(prediction), fill=_PALE, font=_font(13))
+    _draw_key(draw, (width - GAP_PX, height - 30))
+    return page
+
+
+def _write_head(draw: ImageDraw.ImageDraw, prediction: Prediction) -> None:
+    best = float(prediction.probabilities.max())
+    draw.text((GAP_PX, 12), f"{prediction.slide_path.name}: {prediction.predicted} ({best:.1%})", fill=_INK, font=_font(24))
+    draw.text((GAP_PX, 46), f"{RESEARCH_USE}  Model {prediction.model_name} ({prediction.method})", fill=_PALE, font=_font(15))
+    for index, (name, p) in enumerate(zip(prediction.classes, prediction.probabilities, strict=True)):
+        y = 76 + 26 * index
+        draw.text((GAP_PX, y), name, fill=_INK, font=_font(15))
+        draw.rectangle((GAP_PX + 220, y + 2, GAP_PX + 520, y + 17), outline=_LINE)
+        draw.rectangle((GAP_PX + 220, y + 2, GAP_PX + 220 + round(300 * float(p)), y + 17), fill=_BAR)
+        draw.text((GAP_PX + 532, y), f"{p:.1%}", fill=_INK, font=_font(15))
+
+
+def _foot(prediction: Prediction) -> str:
+    counts = ", ".join(
+        f"{int((prediction.table.scale == i).sum())} at {s.name}" for i, s in enumerate(prediction.table.scales)
+    )
+    text = f"Patches: {counts}. Lesion {prediction.lesion_area_mm2:.2f} of {prediction.tissue_area_mm2:.2f} mm² tissue."
+    return f"{text} {prediction.fallback}" if prediction.fallback else text
+
+
+def _draw_key(draw: ImageDraw.ImageDraw, right: tuple[int, int]) -> None:
+    ramp = colour(np.linspace(0, 1, 120, dtype=np.float32)[None], (0.0, 1.0))[0]
+    x, y = right[0] - 190, right[1]
+    draw.text((x - 30, y), "low", fill=_PALE, font=_font(13))
+    for i, rgba in enumerate(ramp):
+        draw.line((x + i, y + 2, x + i, y + 14), fill=tuple(int(v) for v in rgba[:3]))
+    draw.text((x + 126, y), "high", fill=_PALE, font=_font(13))
+
+
+def _with_mask(picture: NDArray[np.uint8], prediction: Prediction) -> NDArray[np.uint8]:
+    mask = Image.fromarray(prediction.lesion_mask * np.uint8(255))
+    shown = np.asarray(mask.resize((picture.shape[1], picture.shape[0]), Image.Resampling.BILINEAR))
+    inside = (shown > 127)[..., None]
+    return np.where(inside, 0.55 * picture + 0.45 * _LESION, picture).round().astype(np.uint8)
+
+
+def _with_heatmap(picture: NDArray[np.uint8], heatmap: Heatmap, prediction: Prediction) -> NDArray[np.uint8]:
+    """Lay the cells over the picture: each pixel takes the cell in which its centre lies."""
+    rows, columns = heatmap.array.shape
+    where = []
+    for axis, count in ((0, columns), (1, rows)):
+        shown = picture.shape[1 - axis]
+        centres = (np.arange(shown) + 0.5) * prediction.slide_size[axis] / shown
+        cell = np.floor((centres - heatmap.origin[axis]) / heatmap.downsample[axis]).astype(int)
+        where.append((np.clip(cell, 0, count - 1), (cell >= 0) & (cell < count)))
+    (x, x_in), (y, y_in) = where
+    rgba = colour(heatmap.array, heatmap.limits)[y[:, None], x[None, :]].astype(np.float32)
+    alpha = rgba[..., 3:] / 255 * 0.6 * (y_in[:, None] & x_in[None, :])[..., None]
+    grey = picture.mean(axis=2, keepdims=True)  # colours of the stain would be taken for those of the ramp
+    base = np.where(alpha > 0, grey, picture)
+    return (base * (1 - alpha) + rgba[..., :3] * alpha).round().astype(np.uint8)
+
+
+def _shortened(text: str, width_px: int, draw: ImageDraw.ImageDraw) -> str:
+    while len(text) > 4 and draw.textlength(text, font=_font(15)) > width_px:
+        text = text[:-2].rstrip("…") + "…"
+    return text
+
+
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size)

@@ -1,0 +1,151 @@
+"""What a classification says about one slide, and every fact needed to trust or repeat it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from napari_msamil.inference.heatmap import Heatmap, Values, express, rasterize
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from napari_msamil.patches.grid import PatchTable
+
+RESEARCH_USE = "Research use only. Not for diagnosis."
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One slide, classified and explained.
+
+    Attributes:
+        slide_path: the slide file.
+        slide_size: level-0 px, (width, height).
+        mpp: µm per level-0 px, (x, y).
+        mpp_source: "explicit" or "metadata".
+        slide_reader: the library that read the pixels, with its version.
+        model_name, method, preset, model_sha256: which model file said this.
+        classes: class names; probabilities: (C,) float64, sums to 1, same order.
+        table: the patches of the bag, one row each, all scales; failed reads are in it too.
+        attention: (N,) float32, one per row of the table, sums to 1 over the bag; NaN where the read failed.
+        read_errors: reason by row of the table.
+        lesion_mask, tissue_mask: (h, w) uint8 of 0 and 1, stretched over the whole slide.
+        lesion_label: what the lesion mask outlines, from the model's card.
+        fallback: what was done because no patch passed the lesion filter, else None.
+        notes: further things the user should know.
+        device, device_reason, precision: where it ran.
+        seconds: wall time by stage.
+        versions: library versions.
+    """
+
+    slide_path: Path
+    slide_size: tuple[int, int]
+    mpp: tuple[float, float]
+    mpp_source: str
+    slide_reader: str
+    model_name: str
+    method: str
+    preset: str
+    model_sha256: str
+    classes: tuple[str, ...]
+    probabilities: NDArray[np.float64]
+    table: PatchTable
+    attention: NDArray[np.float32]
+    read_errors: Mapping[int, str]
+    lesion_mask: NDArray[np.uint8]
+    tissue_mask: NDArray[np.uint8]
+    lesion_label: str
+    fallback: str | None
+    notes: tuple[str, ...]
+    device: str
+    device_reason: str
+    precision: str
+    seconds: Mapping[str, float]
+    versions: Mapping[str, str]
+
+    @property
+    def predicted(self) -> str:
+        """The class with the largest probability."""
+        return self.classes[int(np.argmax(self.probabilities))]
+
+    @property
+    def lesion_area_mm2(self) -> float:
+        """Area of the lesion mask in mm²."""
+        return self._area_mm2(self.lesion_mask)
+
+    @property
+    def tissue_area_mm2(self) -> float:
+        """Area of the tissue mask in mm²."""
+        return self._area_mm2(self.tissue_mask)
+
+    def _area_mm2(self, mask: NDArray[np.uint8]) -> float:
+        slide_mm2 = self.slide_size[0] * self.mpp[0] * self.slide_size[1] * self.mpp[1] / 1e6
+        return float(np.count_nonzero(mask) / mask.size * slide_mm2)
+
+    def heatmap(self, scale: int, *, values: Values = "rank") -> Heatmap:
+        """Attention of one scale (index, 0 = finest) as an image; see `Heatmap` for the units."""
+        return rasterize(self.table, express(self.attention, values), scale, values=values)
+
+    def top_patches(self, scale: int, count: int) -> NDArray[np.int64]:
+        """Rows of the table with the most attention at one scale, best first, at most `count`; unread ones never."""
+        rows = np.flatnonzero((self.table.scale == scale) & np.isfinite(self.attention))
+        order = np.argsort(-self.attention[rows], kind="stable")
+        return rows[order][:count].astype(np.int64)
+
+    def attention_in_lesion(self, scale: int) -> float:
+        """Share of one scale's attention that lies on lesion mask, 0..1; NaN where the scale has no patch."""
+        rows = np.flatnonzero((self.table.scale == scale) & np.isfinite(self.attention))
+        a = self.attention[rows].astype(np.float64)
+        return float((a * self.table.lesion[rows]).sum() / a.sum()) if a.sum() > 0 else float("nan")
+
+    def summary(self) -> dict[str, Any]:
+        """The facts as plain JSON types; the text of `prediction.json`."""
+        scales = []
+        for index, scale in enumerate(self.table.scales):
+            rows = np.flatnonzero(self.table.scale == index)
+            share = self.attention_in_lesion(index)
+            scales.append({
+                "name": scale.name,
+                "mpp": scale.mpp,
+                "patch_px": scale.patch_px,
+                "patches": int(rows.size),
+                "read_errors": sum(int(row) in self.read_errors for row in rows),
+                "attention": round(float(np.nansum(self.attention[rows])), 6),
+                "attention_in_lesion": None if np.isnan(share) else round(share, 6),
+            })  # fmt: skip
+        return {
+            "notice": RESEARCH_USE,
+            "slide": {
+                "name": self.slide_path.name,
+                "width_px": self.slide_size[0],
+                "height_px": self.slide_size[1],
+                "mpp_x": self.mpp[0],
+                "mpp_y": self.mpp[1],
+                "mpp_source": self.mpp_source,
+                "reader": self.slide_reader,
+            },
+            "model": {
+                "name": self.model_name,
+                "method": self.method,
+                "preset": self.preset,
+                "sha256": self.model_sha256,
+                "classes": list(self.classes),
+                "lesion_label": self.lesion_label,
+            },
+            "predicted": self.predicted,
+            "probabilities": {c: float(p) for c, p in zip(self.classes, self.probabilities, strict=True)},
+            "scales": scales,
+            "lesion_area_mm2": round(self.lesion_area_mm2, 6),
+            "tissue_area_mm2": round(self.tissue_area_mm2, 6),
+            "fallback": self.fallback,
+            "notes": list(self.notes),
+            "seconds": {stage: round(s, 3) for stage, s in self.seconds.items()},
+            "device": {"name": self.device, "reason": self.device_reason, "precision": self.precision},
+            "versions": dict(self.versions),
+        }

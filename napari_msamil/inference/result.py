@@ -1,0 +1,128 @@
+"""The result folder of one slide: written beside its place and moved there whole, so that it is complete or absent."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import tifffile
+
+from napari_msamil.errors import MsamilError, ResultExistsError
+from napari_msamil.inference.geojson import mask_feature_collection
+from napari_msamil.inference.overview import draw_overview
+from napari_msamil.slide.slide import open_slide
+
+if TYPE_CHECKING:
+    from napari_msamil.inference.heatmap import Heatmap
+    from napari_msamil.inference.prediction import Prediction
+
+LESION_RGB = (230, 30, 30)
+
+
+def result_folder(slide_path: Path, out_dir: Path) -> Path:
+    """Where the result of a slide goes: a folder named like the slide without its ending."""
+    return out_dir / slide_path.stem
+
+
+def check_free(folder: Path, *, overwrite: bool) -> None:
+    """Raise ResultExistsError where a result would be replaced without being asked to; call it before long work."""
+    if folder.exists() and not overwrite:
+        raise ResultExistsError(f"{folder} is there already. Choose another --out, or add --overwrite to replace it.")
+
+
+def write_result(prediction: Prediction, out_dir: str | Path, *, overwrite: bool = False) -> Path:
+    """Write prediction.json, patches.csv, lesion.geojson, one heatmap TIFF per scale and overview.png.
+
+    Args:
+        prediction: what to write; its slide is opened again for the picture.
+        out_dir: parent folder, made where it is missing.
+        overwrite: replace an earlier result of the same name.
+
+    Returns:
+        The folder `out_dir/<slide stem>`.
+
+    Raises:
+        ResultExistsError: the folder is there already and `overwrite` is False.
+        MsamilError: the folder cannot be written.
+    """
+    folder = result_folder(prediction.slide_path, Path(out_dir))
+    check_free(folder, overwrite=overwrite)
+    temporary = folder.with_name(f".{folder.name}.tmp-{os.getpid()}")
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        _write_files(prediction, temporary)
+        _replace_folder(temporary, folder)
+    except OSError as error:
+        raise MsamilError(f"Cannot write the result to {folder}: {error.strerror or error}.") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return folder
+
+
+def _replace_folder(new: Path, folder: Path) -> None:
+    """Move a finished folder into place; an older one steps aside first and is deleted last."""
+    if not folder.exists():
+        new.rename(folder)
+        return
+    old = folder.with_name(f".{folder.name}.old-{os.getpid()}")
+    folder.rename(old)
+    new.rename(folder)
+    shutil.rmtree(old)
+
+
+def _write_files(prediction: Prediction, folder: Path) -> None:
+    _write_patches(prediction, folder / "patches.csv")
+    outline = mask_feature_collection(
+        prediction.lesion_mask, prediction.slide_size, label=prediction.lesion_label, rgb=LESION_RGB
+    )
+    (folder / "lesion.geojson").write_text(json.dumps(outline), encoding="utf-8")
+    for index in range(len(prediction.table.scales)):
+        heatmap = prediction.heatmap(index, values="attention")
+        _write_heatmap(heatmap, prediction, folder / f"attention_{heatmap.name}.tif")
+    with open_slide(prediction.slide_path, prediction.mpp) as slide:
+        draw_overview(prediction, slide).save(folder / "overview.png")
+    text = json.dumps(prediction.summary(), indent=2, ensure_ascii=False)
+    (folder / "prediction.json").write_text(text + "\n", encoding="utf-8")
+
+
+def _write_patches(prediction: Prediction, path: Path) -> None:
+    table = prediction.table
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["scale", "x", "y", "width", "height", "tissue_fraction", "lesion_fraction", "attention", "status"])
+        for row in range(len(table)):
+            index = int(table.scale[row])
+            width, height = table.footprint(index)
+            failed = row in prediction.read_errors
+            writer.writerow([
+                table.scales[index].name, *table.coords[row].tolist(), f"{width:.3f}", f"{height:.3f}",
+                f"{table.tissue[row]:.4f}", f"{table.lesion[row]:.4f}",
+                "" if failed else f"{prediction.attention[row]:.6g}", "read_error" if failed else "ok",
+            ])  # fmt: skip
+
+
+def _write_heatmap(heatmap: Heatmap, prediction: Prediction, path: Path) -> None:
+    """Attention as float32 TIFF, one pixel per patch cell, with its µm per pixel and place; NaN is "not looked at"."""
+    cell_um = [d * m for d, m in zip(heatmap.downsample, prediction.mpp, strict=True)]
+    place = {
+        "origin_level0_px": heatmap.origin,
+        "downsample": heatmap.downsample,
+        "mpp": cell_um,
+        "scale": heatmap.name,
+        "values": heatmap.values,
+    }
+    tifffile.imwrite(
+        path,
+        np.ascontiguousarray(heatmap.array),
+        photometric="minisblack",
+        resolution=(1e4 / cell_um[0], 1e4 / cell_um[1]),
+        resolutionunit="CENTIMETER",
+        description=json.dumps(place),
+        metadata=None,
+    )
