@@ -40,7 +40,9 @@ class DeviceName(StrEnum):
     MPS = "mps"
 
 
-Mpp = Annotated[float | None, typer.Option(help="µm per pixel of the full resolution, where the slide does not say.", min=0.001)]
+Mpp = Annotated[
+    float | None, typer.Option(help="µm per pixel of the full resolution, where the slide does not say.", min=0.001)
+]
 ModelName = Annotated[str, typer.Option(help='"demo" or a model file (.safetensors).')]
 
 
@@ -61,7 +63,9 @@ def _root(
     if version:
         print(__version__)
         raise typer.Exit
-    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    logging.basicConfig(
+        level=logging.INFO if verbose else logging.WARNING, format="%(levelname)s %(name)s: %(message)s"
+    )
 
 
 @app.command()
@@ -92,7 +96,11 @@ def info(
     if opened.mpp:
         size += f" ({opened.width * opened.mpp[0] / 1000:.2f} x {opened.height * opened.mpp[1] / 1000:.2f} mm)"
     print(f"{facts['name']}: {size}, read by {facts['reader']}")
-    scale = f"{opened.mpp[0]:.4g} x {opened.mpp[1]:.4g} µm per pixel ({opened.mpp_source})" if opened.mpp else "unknown; --mpp gives it"
+    scale = (
+        f"{opened.mpp[0]:.4g} x {opened.mpp[1]:.4g} µm per pixel ({opened.mpp_source})"
+        if opened.mpp
+        else "unknown; --mpp gives it"
+    )
     print(f"scale: {scale}")
     for number, level in enumerate(opened.levels):
         print(f"level {number}: {level.width} x {level.height} px, 1:{level.downsample[0]:.4f}")
@@ -107,9 +115,13 @@ def classify(
     model: ModelName = "demo",
     mpp: Mpp = None,
     device: Annotated[DeviceName, typer.Option(help="Where to compute.")] = DeviceName.AUTO,
-    region: Annotated[Path | None, typer.Option(help="GeoJSON with polygons in full-resolution pixels: look only there.")] = None,
+    region: Annotated[
+        Path | None, typer.Option(help="GeoJSON with polygons in full-resolution pixels: look only there.")
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace earlier results.")] = False,
-    max_read_errors: Annotated[float, typer.Option(help="Share of unreadable patches that is accepted, 0 to 1.", min=0, max=1)] = 0.0,
+    max_read_errors: Annotated[
+        float, typer.Option(help="Share of unreadable patches that is accepted, 0 to 1.", min=0, max=1)
+    ] = 0.0,
 ) -> None:
     """Classify slides and write class probabilities, lesion mask and attention maps. Research use only."""
     from napari_msamil.inference.classify import Request
@@ -141,7 +153,8 @@ def _refuse_same_names(slides: list[Path]) -> None:
     for slide in slides:
         if slide.stem in seen:
             raise typer.BadParameter(
-                f"{seen[slide.stem]} and {slide} would write to the same result folder {slide.stem!r}: run them with different --out.",
+                f"{seen[slide.stem]} and {slide} would write to the same result folder {slide.stem!r}: "
+                "run them with different --out.",
                 param_hint="SLIDES",
             )
         seen[slide.stem] = slide
@@ -164,11 +177,15 @@ def _classify_one(request: Any, out: Path, *, overwrite: bool) -> Prediction:
         finally:
             line.clear()
     folder = write_result(prediction, out, overwrite=overwrite)
-    counts = ", ".join(f"{int((prediction.table.scale == i).sum())} at {s.name}" for i, s in enumerate(prediction.table.scales))
+    counts = ", ".join(
+        f"{int((prediction.table.scale == i).sum())} at {s.name}" for i, s in enumerate(prediction.table.scales)
+    )
     print(f"{request.slide.name}: {prediction.predicted} ({prediction.probabilities.max():.1%}) - research use only")
     for name, p in zip(prediction.classes, prediction.probabilities, strict=True):
         print(f"  {p:7.2%}  {name}")
-    print(f"  patches: {counts}; {prediction.seconds['total']:.1f} s on {prediction.device} ({prediction.device_reason})")
+    print(
+        f"  patches: {counts}; {prediction.seconds['total']:.1f} s on {prediction.device} ({prediction.device_reason})"
+    )
     for note in (prediction.fallback, *prediction.notes):
         if note:
             print(f"  note: {note}")
@@ -186,7 +203,12 @@ class _ProgressLine:
     def show(self, progress: Any) -> None:
         if self.live:
             left = f", {progress.seconds_left:.0f} s left" if progress.seconds_left else ""
-            print(f"\r\x1b[2K{self.name}: {progress.stage} {progress.done}/{progress.total}{left}", end="", file=sys.stderr, flush=True)
+            print(
+                f"\r\x1b[2K{self.name}: {progress.stage} {progress.done}/{progress.total}{left}",
+                end="",
+                file=sys.stderr,
+                flush=True,
+            )
 
     def clear(self) -> None:
         if self.live:
@@ -261,8 +283,10 @@ def verify(file: Annotated[str, typer.Argument(help='Model file, or "demo".')]) 
     from napari_msamil.inference.classify import open_model
 
     model = open_model(file)
-    count = sum(p.numel() for p in model.parameters())
-    print(f"{file}: a whole and unchanged {model.card.method} model, {count:,} parameters, {len(model.card.classes)} classes")
+    count, classes = sum(p.numel() for p in model.parameters()), len(model.card.classes)
+    print(
+        f"{file}: a whole and unchanged {model.card.method} model, {count:,} parameters, {len(model.card.classes)} classes"
+    )
 
 
 if __name__ == "__main__":

@@ -17,8 +17,9 @@ from napari_msamil.errors import MissingMppError, MsamilError, ReadError
 from napari_msamil.inference.engine import BatchRunner, Device, autocast, choose_device, default_batch, tune_allocator
 from napari_msamil.inference.geojson import Polygon, polygon_mask
 from napari_msamil.inference.prediction import Prediction
-from napari_msamil.patches.grid import PatchTable, Scale, build_table, select_rows
+from napari_msamil.patches.grid import PatchTable, Scale, build_table
 from napari_msamil.patches.reader import read_patches
+from napari_msamil.patches.select import select_rows
 from napari_msamil.patches.tissue import tissue_mask
 from napari_msamil.slide.slide import Slide, open_slide
 
@@ -132,7 +133,9 @@ def classify_steps(request: Request) -> Generator[Progress, None, Prediction]:
             k=card.on_empty.k,
         )
         if selection.rows.size == 0:
-            raise MsamilError(f"{slide.name}: {selection.fallback or 'no tissue was found'}; there is nothing to classify.")
+            raise MsamilError(
+                f"{slide.name}: {selection.fallback or 'no tissue was found'}; there is nothing to classify."
+            )
         table = table.take(selection.rows)
         clock.lap("patches")
 
@@ -235,8 +238,8 @@ def _extract(
         row, reason = next(iter(errors.items()))
         raise ReadError(
             f"{slide.name}: {len(errors)} of {len(table)} patches could not be read, the first at "
-            f"x={table.coords[row, 0]}, y={table.coords[row, 1]} ({reason}). The file may be damaged: copy it again from "
-            "its source, or allow a share of unreadable patches (--max-read-errors)."
+            f"x={table.coords[row, 0]}, y={table.coords[row, 1]} ({reason}). The file may be damaged: copy it again "
+            "from its source, or allow a share of unreadable patches (--max-read-errors)."
         )
     return features, errors
 
@@ -264,7 +267,9 @@ def _aggregate(
     attention = np.full(len(table), np.nan, np.float32)
     attention[kept] = output.attention.float().cpu().numpy()
     if not np.isfinite(probabilities).all():
-        raise MsamilError(f"The model {model.card.name!r} gave probabilities that are no numbers; its file may be wrong.")
+        raise MsamilError(
+            f"The model {model.card.name!r} gave probabilities that are no numbers; its file may be wrong."
+        )
     return probabilities, attention
 
 

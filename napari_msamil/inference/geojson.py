@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -119,9 +120,7 @@ def mask_feature_collection(
     features = []
     for ring_points, ring_offsets in zip(points, offsets, strict=True):
         xy = np.clip((ring_points - 0.5) * factor, 0, slide_size)
-        rings = [
-            np.round(xy[a:b], 2).tolist() for a, b in zip(ring_offsets[:-1], ring_offsets[1:], strict=True)
-        ]
+        rings = [np.round(xy[a:b], 2).tolist() for a, b in pairwise(ring_offsets)]
         features.append({
             "type": "Feature",
             "geometry": {"type": "Polygon", "coordinates": rings},

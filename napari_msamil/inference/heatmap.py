@@ -98,8 +98,8 @@ def rasterize(table: PatchTable, numbers: NDArray[np.float32], scale: int, *, va
 
 # A perceptual ramp (dark violet, red, pale yellow) at nine even places, in the manner of matplotlib's "inferno" (CC0).
 _RAMP = np.array(
-    [[0, 0, 4], [31, 12, 72], [85, 15, 109], [136, 34, 106], [186, 54, 85], [227, 89, 51], [249, 140, 10], [249, 201, 50],
-     [252, 255, 164]],
+    [[0, 0, 4], [31, 12, 72], [85, 15, 109], [136, 34, 106], [186, 54, 85], [227, 89, 51], [249, 140, 10],
+     [249, 201, 50], [252, 255, 164]],
     np.float64,
 )  # fmt: skip
 

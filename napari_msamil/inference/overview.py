@@ -49,8 +49,12 @@ def draw_overview(prediction: Prediction, slide: Slide) -> Image.Image:
 
 def _write_head(draw: ImageDraw.ImageDraw, prediction: Prediction) -> None:
     best = float(prediction.probabilities.max())
-    draw.text((GAP_PX, 12), f"{prediction.slide_path.name}: {prediction.predicted} ({best:.1%})", fill=_INK, font=_font(24))
-    draw.text((GAP_PX, 46), f"{RESEARCH_USE}  Model {prediction.model_name} ({prediction.method})", fill=_PALE, font=_font(15))
+    draw.text(
+        (GAP_PX, 12), f"{prediction.slide_path.name}: {prediction.predicted} ({best:.1%})", fill=_INK, font=_font(24)
+    )
+    draw.text(
+        (GAP_PX, 46), f"{RESEARCH_USE}  Model {prediction.model_name} ({prediction.method})", fill=_PALE, font=_font(15)
+    )
     for index, (name, p) in enumerate(zip(prediction.classes, prediction.probabilities, strict=True)):
         y = 76 + 26 * index
         draw.text((GAP_PX, y), name, fill=_INK, font=_font(15))

@@ -95,7 +95,9 @@ def _write_patches(prediction: Prediction, path: Path) -> None:
     table = prediction.table
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["scale", "x", "y", "width", "height", "tissue_fraction", "lesion_fraction", "attention", "status"])
+        writer.writerow(
+            ["scale", "x", "y", "width", "height", "tissue_fraction", "lesion_fraction", "attention", "status"]
+        )
         for row in range(len(table)):
             index = int(table.scale[row])
             width, height = table.footprint(index)
