@@ -283,10 +283,8 @@ def verify(file: Annotated[str, typer.Argument(help='Model file, or "demo".')]) 
     from napari_msamil.inference.classify import open_model
 
     model = open_model(file)
-    count, classes = sum(p.numel() for p in model.parameters()), len(model.card.classes)
-    print(
-        f"{file}: a whole and unchanged {model.card.method} model, {count:,} parameters, {len(model.card.classes)} classes"
-    )
+    count = sum(p.numel() for p in model.parameters())
+    print(f"{file}: a whole and unchanged {model.card.method} model with {count:,} parameters")
 
 
 if __name__ == "__main__":
