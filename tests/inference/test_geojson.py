@@ -1,0 +1,97 @@
+"""GeoJSON: regions come in as drawn, masks go out where they lie."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from napari_msamil.errors import RegionError
+from napari_msamil.inference.geojson import Polygon, mask_feature_collection, polygon_mask, read_polygons
+
+SQUARE = [[[100, 100], [300, 100], [300, 300], [100, 300], [100, 100]]]
+HOLED = [[*SQUARE[0]], [[150, 150], [250, 150], [250, 250], [150, 250], [150, 150]]]
+
+
+def _write(path: Path, document: Any) -> Path:
+    path.write_text(json.dumps(document), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        {"type": "Polygon", "coordinates": SQUARE},
+        {"type": "Feature", "geometry": {"type": "Polygon", "coordinates": SQUARE}, "properties": {}},
+        [{"type": "Feature", "geometry": {"type": "MultiPolygon", "coordinates": [SQUARE]}}],
+        {"type": "FeatureCollection", "features": [{"type": "Feature", "geometry": {"type": "Polygon", "coordinates": SQUARE}}]},
+    ],
+    ids=["geometry", "feature", "list", "collection"],
+)  # fmt: skip
+def test_every_usual_form_gives_the_same_polygon(tmp_path: Path, document: Any) -> None:
+    (polygon,) = read_polygons(_write(tmp_path / "r.geojson", document))
+    assert polygon.exterior.tolist() == SQUARE[0]
+
+
+def test_a_hole_is_cut_out_of_the_region() -> None:
+    polygon = Polygon(np.array(HOLED[0], float), (np.array(HOLED[1], float),))
+    mask = polygon_mask((polygon,), (400, 400), (400, 400))
+    assert mask[120, 120]
+    assert not mask[200, 200]
+    assert mask.sum() == pytest.approx(200 * 200 - 100 * 100, rel=0.03)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("not json", "is not GeoJSON"),
+        ('{"type": "Point", "coordinates": [1, 2]}', "holds no polygon"),
+        ('{"type": "Polygon", "coordinates": [[[0, 0], [1, 1]]]}', "not valid GeoJSON"),
+        ('{"type": "Polygon"}', "not valid GeoJSON"),
+    ],
+)
+def test_a_file_without_usable_regions_is_refused_by_name(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "bad.geojson"
+    path.write_text(text)
+    with pytest.raises(RegionError, match=message) as caught:
+        read_polygons(path)
+    assert "bad.geojson" in str(caught.value)
+
+
+def test_a_missing_region_file_is_named() -> None:
+    with pytest.raises(RegionError, match=r"nowhere\.geojson"):
+        read_polygons(Path("nowhere.geojson"))
+
+
+def test_a_region_off_the_slide_is_refused() -> None:
+    with pytest.raises(RegionError, match="No region lies on the slide"):
+        polygon_mask((Polygon(np.array(SQUARE[0], float) + 5000),), (400, 400), (100, 100))
+
+
+def test_outlines_lie_where_the_mask_lies_in_level_0_pixels(tmp_path: Path) -> None:
+    mask = np.zeros((40, 60), np.uint8)
+    mask[10:30, 20:50] = 1
+    mask[15:20, 30:40] = 0
+    collection = mask_feature_collection(mask, (600, 800), label="lesion", rgb=(230, 30, 30))
+    (feature,) = collection["features"]
+    outer = np.array(feature["geometry"]["coordinates"][0])
+    assert outer.min(axis=0).tolist() == [200, 200]
+    assert outer.max(axis=0).tolist() == [500, 600]
+    assert len(feature["geometry"]["coordinates"]) == 2
+    assert feature["properties"]["objectType"] == "annotation"
+    back = polygon_mask(read_polygons(_write(tmp_path / "o.geojson", collection)), (600, 800), mask.shape)
+    assert (back != mask.astype(bool)).mean() < 0.01
+
+
+def test_a_mask_that_touches_the_border_stays_on_the_slide() -> None:
+    collection = mask_feature_collection(np.ones((8, 8), np.uint8), (80, 160), label="lesion", rgb=(230, 30, 30))
+    ring = np.array(collection["features"][0]["geometry"]["coordinates"][0])
+    assert ring.min(axis=0).tolist() == [0, 0]
+    assert ring.max(axis=0).tolist() == [80, 160]
+
+
+def test_an_empty_mask_gives_an_empty_collection() -> None:
+    assert mask_feature_collection(np.zeros((4, 4), np.uint8), (8, 8), label="x", rgb=(0, 0, 0))["features"] == []

@@ -1,0 +1,59 @@
+"""Heatmaps: each value stands in its patch's cell, and units mean what they say."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from napari_msamil.inference.heatmap import colour, express, rasterize
+from napari_msamil.patches.grid import PatchTable, Scale, build_table
+
+
+@pytest.fixture
+def table() -> PatchTable:
+    tissue = np.zeros((50, 80), bool)
+    tissue[10:40, 30:70] = True
+    scales = (Scale(0.5, 100), Scale(1.0, 100))
+    return build_table((800, 500), (0.25, 0.25), scales=scales, tissue=tissue, lesion=tissue, region=None)
+
+
+@pytest.mark.parametrize("scale", [0, 1])
+def test_each_value_stands_in_the_cell_of_its_patch(table: PatchTable, scale: int) -> None:
+    numbers = np.arange(len(table), dtype=np.float32)
+    heatmap = rasterize(table, numbers, scale, values="attention")
+    rows = np.flatnonzero(table.scale == scale)
+    assert np.isfinite(heatmap.array).sum() == rows.size
+    for row in rows:
+        column, line = ((table.coords[row] - heatmap.origin) / heatmap.downsample).round().astype(int)
+        assert heatmap.array[line, column] == row
+
+
+def test_cells_without_a_patch_are_nan_and_not_zero(table: PatchTable) -> None:
+    some = table.take(np.flatnonzero((table.scale == 0) & (table.tissue > 0.5)))
+    heatmap = rasterize(some, np.ones(len(some), np.float32), 0, values="relative")
+    assert set(np.unique(heatmap.array[np.isfinite(heatmap.array)])) == {1.0}
+    assert np.isnan(rasterize(some, np.ones(len(some), np.float32), 1, values="relative").array).all()
+
+
+def test_relative_attention_of_a_uniform_bag_is_one_and_its_rank_one_half() -> None:
+    uniform = np.full(8, 1 / 8, np.float32)
+    assert express(uniform, "relative") == pytest.approx(1.0)
+    assert express(uniform, "rank") == pytest.approx(0.5)
+
+
+def test_rank_orders_the_bag_and_leaves_unread_patches_out() -> None:
+    attention = np.array([0.5, np.nan, 0.2, 0.3], np.float32)
+    ranks = express(attention, "rank")
+    assert np.isnan(ranks[1])
+    assert ranks[[2, 3, 0]] == pytest.approx([1 / 6, 3 / 6, 5 / 6])
+
+
+def test_an_unknown_unit_is_refused_by_name() -> None:
+    with pytest.raises(ValueError, match="percentile"):
+        express(np.ones(2, np.float32), "percentile")  # type: ignore[arg-type]
+
+
+def test_colours_rise_with_the_value_and_nan_is_transparent() -> None:
+    rgba = colour(np.array([[0.0, 0.5, 1.0, np.nan]], np.float32), (0.0, 1.0))
+    assert np.all(np.diff(rgba[0, :3, :3].astype(int).sum(axis=1)) > 0)
+    assert rgba[0, :, 3].tolist() == [255, 255, 255, 0]
