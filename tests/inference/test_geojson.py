@@ -27,7 +27,10 @@ def _write(path: Path, document: Any) -> Path:
         {"type": "Polygon", "coordinates": SQUARE},
         {"type": "Feature", "geometry": {"type": "Polygon", "coordinates": SQUARE}, "properties": {}},
         [{"type": "Feature", "geometry": {"type": "MultiPolygon", "coordinates": [SQUARE]}}],
-        {"type": "FeatureCollection", "features": [{"type": "Feature", "geometry": {"type": "Polygon", "coordinates": SQUARE}}]},
+        {
+            "type": "FeatureCollection",
+            "features": [{"type": "Feature", "geometry": {"type": "Polygon", "coordinates": SQUARE}}],
+        },
     ],
     ids=["geometry", "feature", "list", "collection"],
 )  # fmt: skip
