@@ -2,8 +2,8 @@
 
 All scales share the origin (0, 0). A patch has a grid index (i, j) = (column, row) at its scale; its parent one scale
 coarser is (i // k, j // k), k being the whole-number ratio of the two footprints: links come from the index, never from
-pixels. Trees are complete: a coarsest cell that touches tissue is kept with all its descendants, so that one table serves
-every method.
+pixels. Trees are complete: a coarsest cell that touches tissue is kept with all its descendants, so that one table
+serves every method.
 """
 
 from __future__ import annotations
@@ -206,10 +206,10 @@ def _check_slide(
     coarsest_mpp = max(slide_mpp)
     if coarsest_mpp > MAX_ENLARGEMENT * finest.mpp and not allow_upsample:
         raise SlideError(
-            f"The slide's finest pixels are {coarsest_mpp:.4g} µm wide, but the model looks at {finest.mpp:g} µm/px: its "
-            f"patches would be enlarged {coarsest_mpp / finest.mpp:.2f} times, more than the {MAX_ENLARGEMENT:.2f} allowed. "
-            f"Use a scan of {MAX_ENLARGEMENT * finest.mpp:.4g} µm/px or finer, a model for coarser slides, or correct the "
-            "mpp if it is wrong."
+            f"The slide's finest pixels are {coarsest_mpp:.4g} µm wide, but the model looks at {finest.mpp:g} µm/px: "
+            f"its patches would be enlarged {coarsest_mpp / finest.mpp:.2f} times, more than the {MAX_ENLARGEMENT:.2f} "
+            f"allowed. Use a scan of {MAX_ENLARGEMENT * finest.mpp:.4g} µm/px or finer, a model for coarser slides, or "
+            "correct the mpp if it is wrong."
         )
 
 
