@@ -114,7 +114,7 @@ def classify_steps(request: Request) -> Generator[Progress, None, Prediction]:
             )
         model = open_model(request.model)
         device = choose_device(request.device)
-        model = model.to(device.name)
+        model = model.to(device.name).for_inference()
         clock.lap("open")
 
         yield Progress("lesion mask", 0, 1)
@@ -176,7 +176,7 @@ def open_model(model: str | Path) -> Model:
     from napari_msamil.models.model import load_model
     from napari_msamil.resources import demo_model_path
 
-    return load_model(demo_model_path() if str(model) == "demo" else Path(model)).eval()
+    return load_model(demo_model_path() if str(model) == "demo" else Path(model))
 
 
 def candidate_table(
@@ -254,22 +254,20 @@ def _aggregate(
 
     kept = np.setdiff1d(np.arange(len(table)), np.fromiter(errors, np.int64, len(errors)))
     sub = table.take(kept)
-    device = next(model.aggregator.parameters()).device
     bag = Bag(
-        features=features[torch.from_numpy(kept)].to(device),
-        coords=torch.from_numpy(sub.coords).to(device),
-        scale=torch.from_numpy(sub.scale.astype(np.int64)).to(device),
+        features=features[torch.from_numpy(kept)],
+        coords=torch.from_numpy(sub.coords),
+        scale=torch.from_numpy(sub.scale.astype(np.int64)),
         slide_size=table.slide_size,
+        footprint=torch.tensor([table.footprint(i) for i in range(len(table.scales))], dtype=torch.float64),
+        parent=torch.from_numpy(sub.parent),
     )
     with torch.inference_mode():
         output = model.aggregate(bag)
     probabilities = torch.softmax(output.logits.double(), dim=-1).cpu().numpy()
     attention = np.full(len(table), np.nan, np.float32)
+    assert output.attention is not None  # asked for by default
     attention[kept] = output.attention.float().cpu().numpy()
-    if not np.isfinite(probabilities).all():
-        raise MsamilError(
-            f"The model {model.card.name!r} gave probabilities that are no numbers; its file may be wrong."
-        )
     return probabilities, attention
 
 

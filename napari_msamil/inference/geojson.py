@@ -116,9 +116,9 @@ def mask_feature_collection(
     height, width = mask.shape
     factor = np.array([slide_size[0] / width, slide_size[1] / height])
     padded = np.pad(mask.astype(np.float64), 1)
-    points, offsets = contour_generator(z=padded, fill_type=FillType.OuterOffset).filled(0.5, 2.0)
+    filled: Any = contour_generator(z=padded, fill_type=FillType.OuterOffset).filled(0.5, 2.0)
     features = []
-    for ring_points, ring_offsets in zip(points, offsets, strict=True):
+    for ring_points, ring_offsets in zip(*filled, strict=True):
         xy = np.clip((ring_points - 0.5) * factor, 0, slide_size)
         rings = [np.round(xy[a:b], 2).tolist() for a, b in pairwise(ring_offsets)]
         features.append({

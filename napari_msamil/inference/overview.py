@@ -84,7 +84,8 @@ def _with_mask(picture: NDArray[np.uint8], prediction: Prediction) -> NDArray[np
     mask = Image.fromarray(prediction.lesion_mask * np.uint8(255))
     shown = np.asarray(mask.resize((picture.shape[1], picture.shape[0]), Image.Resampling.BILINEAR))
     inside = (shown > 127)[..., None]
-    return np.where(inside, 0.55 * picture + 0.45 * _LESION, picture).round().astype(np.uint8)
+    mixed: NDArray[np.uint8] = np.where(inside, 0.55 * picture + 0.45 * _LESION, picture).round().astype(np.uint8)
+    return mixed
 
 
 def _with_heatmap(picture: NDArray[np.uint8], heatmap: Heatmap, prediction: Prediction) -> NDArray[np.uint8]:
@@ -101,7 +102,8 @@ def _with_heatmap(picture: NDArray[np.uint8], heatmap: Heatmap, prediction: Pred
     alpha = rgba[..., 3:] / 255 * 0.6 * (y_in[:, None] & x_in[None, :])[..., None]
     grey = picture.mean(axis=2, keepdims=True)  # colours of the stain would be taken for those of the ramp
     base = np.where(alpha > 0, grey, picture)
-    return (base * (1 - alpha) + rgba[..., :3] * alpha).round().astype(np.uint8)
+    mixed: NDArray[np.uint8] = (base * (1 - alpha) + rgba[..., :3] * alpha).round().astype(np.uint8)
+    return mixed
 
 
 def _shortened(text: str, width_px: int, draw: ImageDraw.ImageDraw) -> str:

@@ -1,0 +1,177 @@
+"""Algorithm 1 as a generator: what it reads, what it says, and how it stops."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+
+import napari_msamil
+from napari_msamil.errors import MissingMppError, MsamilError, ReadError, RegionError
+from napari_msamil.inference.classify import Progress, Request, classify, classify_steps
+from napari_msamil.inference.geojson import Polygon
+from napari_msamil.inference.prediction import Prediction
+from napari_msamil.models.bag import Bag
+from napari_msamil.models.model import load_model
+from napari_msamil.slide.slide import Slide, open_slide
+
+
+@pytest.fixture(scope="module")
+def prediction(slide_file: Path, model_file: Path) -> Prediction:
+    return classify(slide_file, model_file)
+
+
+def test_probabilities_sum_to_one_and_name_a_class(prediction: Prediction) -> None:
+    assert prediction.probabilities.sum() == pytest.approx(1.0)
+    assert prediction.predicted == prediction.classes[int(prediction.probabilities.argmax())]
+
+
+def test_attention_is_one_number_per_patch_and_sums_to_one_over_all_scales(prediction: Prediction) -> None:
+    assert prediction.attention.shape == (len(prediction.table),)
+    assert prediction.attention.sum() == pytest.approx(1.0, abs=1e-5)
+    assert set(prediction.table.scale.tolist()) == {0, 1, 2}
+
+
+def test_the_prediction_is_what_the_model_says_of_the_patches_read_one_by_one(
+    prediction: Prediction, slide_file: Path, model_file: Path
+) -> None:
+    model, table = load_model(model_file), prediction.table
+    features = []
+    with open_slide(slide_file) as slide, torch.inference_mode():
+        for row in range(len(table)):
+            (x, y), (width, height) = table.coords[row].tolist(), table.footprint(int(table.scale[row]))
+            pixels = slide.read(x, y, width, height, size=(64, 64))
+            features.append(model.embed(torch.from_numpy(pixels)[None])[0])
+        bag = Bag(
+            features=torch.stack(features),
+            coords=torch.from_numpy(table.coords),
+            scale=torch.from_numpy(table.scale.astype(np.int64)),
+            slide_size=table.slide_size,
+        )
+        output = model.aggregate(bag)
+    assert torch.softmax(output.logits, -1).numpy() == pytest.approx(prediction.probabilities, abs=1e-5)
+    assert output.attention is not None
+    assert output.attention.numpy() == pytest.approx(prediction.attention, abs=1e-6)
+
+
+def test_a_second_run_gives_identical_numbers(prediction: Prediction, slide_file: Path, model_file: Path) -> None:
+    again = napari_msamil.classify(slide_file, model_file)
+    assert np.array_equal(again.probabilities, prediction.probabilities)
+    assert np.array_equal(again.attention, prediction.attention)
+    assert np.array_equal(again.lesion_mask, prediction.lesion_mask)
+
+
+def test_glass_is_never_looked_at(prediction: Prediction) -> None:
+    x, y = prediction.table.coords.T
+    widths = np.array([prediction.table.footprint(int(s))[0] for s in prediction.table.scale])
+    assert np.all((x < 900) & (x + widths > 300) & (y < 700) & (y + widths > 200))
+
+
+def test_progress_counts_up_to_every_patch_and_tells_the_time_left(slide_file: Path, model_file: Path) -> None:
+    steps = list(classify_steps(Request(slide_file, model_file, batch_size=8)))
+    assert [s.stage for s in steps if s.done == 0] == ["open", "lesion mask", "patches", "aggregate"]
+    counts = [s for s in steps if s.stage == "patches"]
+    assert counts[-1].done == counts[-1].total
+    assert [s.done for s in counts] == sorted({s.done for s in counts})
+    assert all(s.seconds_left is not None for s in counts[1:])
+    assert counts[-1].seconds_left == pytest.approx(0)
+
+
+def test_closing_the_generator_stops_the_reading_threads(slide_file: Path, model_file: Path) -> None:
+    import threading
+
+    steps = classify_steps(Request(slide_file, model_file, batch_size=2))
+    for step in steps:
+        if step.stage == "patches" and step.done:
+            break
+    steps.close()
+    assert not [t.name for t in threading.enumerate() if t.name.startswith("msamil")]
+
+
+def test_a_region_limits_what_is_read(slide_file: Path, model_file: Path) -> None:
+    square = np.array([[300.0, 200.0], [500.0, 200.0], [500.0, 400.0], [300.0, 400.0]])
+    inside = classify(slide_file, model_file, region=(Polygon(square),))
+    assert 0 < len(inside.table) < 60
+    assert inside.table.coords.max() <= 512
+    with pytest.raises(RegionError, match="No region lies on the slide"):
+        classify(slide_file, model_file, region=(Polygon(square + 1e5),))
+
+
+def test_a_slide_without_mpp_is_refused_until_it_is_given(tmp_path: Path, model_file: Path) -> None:
+    path = tmp_path / "no-mpp.tif"
+    tifffile.imwrite(path, np.full((256, 256, 3), 120, np.uint8), tile=(256, 256), photometric="rgb")
+    with pytest.raises(MissingMppError, match=r"no-mpp\.tif.*--mpp"):
+        classify(path, model_file)
+    assert classify(path, model_file, mpp=1.0).mpp_source == "explicit"
+
+
+def test_a_slide_of_glass_says_that_there_is_nothing_to_classify(tmp_path: Path, model_file: Path) -> None:
+    path = tmp_path / "glass.tif"
+    tifffile.imwrite(path, np.full((512, 512, 3), 243, np.uint8), tile=(256, 256), photometric="rgb")
+    with pytest.raises(MsamilError, match=r"glass\.tif.*nothing to classify"):
+        classify(path, model_file, mpp=1.0)
+
+
+def _break_some_patches(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = Slide.read
+
+    def read(self: Slide, x: float, y: float, width: float, height: float, *, size: tuple[int, int]) -> np.ndarray:
+        if size == (64, 64) and 500 < x < 600 and width < 100:
+            raise ReadError("broken tile")
+        return plain(self, x, y, width, height, size=size)
+
+    monkeypatch.setattr(Slide, "read", read)
+
+
+def test_unreadable_patches_fail_the_slide_unless_a_share_is_allowed(
+    slide_file: Path, model_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _break_some_patches(monkeypatch)
+    with pytest.raises(ReadError, match=r"square\.tif: \d+ of \d+ patches could not be read.*broken tile"):
+        classify(slide_file, model_file)
+
+
+def test_allowed_unreadable_patches_are_counted_and_have_no_attention(
+    slide_file: Path, model_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _break_some_patches(monkeypatch)
+    steps = classify_steps(Request(slide_file, model_file, max_read_errors=0.5))
+    prediction = _finish(steps)
+    failed = np.array(sorted(prediction.read_errors))
+    assert failed.size > 0
+    assert np.isnan(prediction.attention[failed]).all()
+    assert np.nansum(prediction.attention) == pytest.approx(1.0, abs=1e-5)
+    assert prediction.summary()["scales"][0]["read_errors"] == failed.size
+
+
+def test_every_fact_of_the_run_is_kept(prediction: Prediction, model_file: Path) -> None:
+    facts = prediction.summary()
+    assert facts["notice"] == "Research use only. Not for diagnosis."
+    assert facts["slide"]["mpp_x"] == pytest.approx(1.0)
+    assert facts["model"]["sha256"] == load_model(model_file).sha256
+    assert [s["mpp"] for s in facts["scales"]] == [1.0, 2.0, 4.0]
+    assert sum(s["patches"] for s in facts["scales"]) == len(prediction.table)
+    assert {"open", "lesion mask", "read patches", "extract", "aggregate", "total"} <= facts["seconds"].keys()
+    assert facts["tissue_area_mm2"] == pytest.approx(0.3, rel=0.1)
+
+
+def test_top_patches_come_best_first_and_leave_unread_ones_out(prediction: Prediction) -> None:
+    rows = prediction.top_patches(0, 5)
+    attention = prediction.attention[rows]
+    assert np.all(np.diff(attention) <= 0)
+    best = attention.max()
+    blind = replace(prediction, attention=np.where(prediction.attention == best, np.nan, prediction.attention))
+    assert rows[0] not in blind.top_patches(0, 5)
+
+
+def _finish(steps: object) -> Prediction:
+    while True:
+        try:
+            assert isinstance(next(steps), Progress)  # type: ignore[call-overload]
+        except StopIteration as end:
+            result: Prediction = end.value
+            return result

@@ -1,0 +1,94 @@
+"""The result folder: complete or absent, and never written over by surprise."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+from napari_msamil.errors import MsamilError, ResultExistsError
+from napari_msamil.inference import result
+from napari_msamil.inference.classify import classify
+from napari_msamil.inference.prediction import Prediction
+from napari_msamil.inference.result import write_result
+
+
+@pytest.fixture(scope="module")
+def prediction(slide_file: Path, model_file: Path) -> Prediction:
+    return classify(slide_file, model_file)
+
+
+def test_the_folder_holds_the_numbers_that_were_shown(prediction: Prediction, tmp_path: Path) -> None:
+    folder = write_result(prediction, tmp_path / "out")
+    assert folder == tmp_path / "out" / "square"
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "attention_10x.tif",
+        "attention_2.5x.tif",
+        "attention_5x.tif",
+        "lesion.geojson",
+        "overview.png",
+        "patches.csv",
+        "prediction.json",
+    ]
+    facts = json.loads((folder / "prediction.json").read_text(encoding="utf-8"))
+    assert facts["probabilities"] == dict(zip(prediction.classes, prediction.probabilities.tolist(), strict=True))
+    with (folder / "patches.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [int(r["x"]) for r in rows] == prediction.table.coords[:, 0].tolist()
+    assert sum(float(r["attention"]) for r in rows) == pytest.approx(1.0, abs=1e-4)
+    assert json.loads((folder / "lesion.geojson").read_text())["type"] == "FeatureCollection"
+
+
+@pytest.mark.parametrize("scale", [0, 1, 2])
+def test_heatmap_files_carry_their_mpp_and_place(prediction: Prediction, tmp_path: Path, scale: int) -> None:
+    folder = write_result(prediction, tmp_path)
+    heatmap = prediction.heatmap(scale, values="attention")
+    with tifffile.TiffFile(folder / f"attention_{heatmap.name}.tif") as tif:
+        page = tif.pages[0]
+        assert np.array_equal(page.asarray(), heatmap.array, equal_nan=True)
+        numerator, denominator = page.tags["XResolution"].value
+        place = json.loads(page.description)
+    cell_um = 64 * prediction.table.scales[scale].mpp
+    assert 1e4 / (numerator / denominator) == pytest.approx(cell_um, rel=1e-4)
+    assert place["mpp"] == pytest.approx([cell_um, cell_um])
+    assert place["origin_level0_px"] == pytest.approx(heatmap.origin)
+
+
+def test_the_overview_shows_five_panels(prediction: Prediction, tmp_path: Path) -> None:
+    folder = write_result(prediction, tmp_path)
+    with Image.open(folder / "overview.png") as page:
+        assert page.width >= 5 * 440
+        assert np.asarray(page).std() > 20
+
+
+def test_an_existing_result_is_kept_unless_it_may_be_replaced(prediction: Prediction, tmp_path: Path) -> None:
+    folder = write_result(prediction, tmp_path)
+    (folder / "note.txt").write_text("mine")
+    with pytest.raises(ResultExistsError, match="--overwrite"):
+        write_result(prediction, tmp_path)
+    assert (folder / "note.txt").exists()
+    write_result(prediction, tmp_path, overwrite=True)
+    assert not (folder / "note.txt").exists()
+    assert [p.name for p in tmp_path.iterdir()] == ["square"]
+
+
+def test_a_failure_half_way_leaves_neither_a_new_folder_nor_harms_the_old(
+    prediction: Prediction, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = (write_result(prediction, tmp_path) / "prediction.json").read_bytes()
+
+    def full_disk(*args: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(result, "_write_heatmap", full_disk)
+    with pytest.raises(MsamilError, match="No space left"):
+        write_result(prediction, tmp_path, overwrite=True)
+    assert (tmp_path / "square" / "prediction.json").read_bytes() == before
+    with pytest.raises(MsamilError, match="No space left"):
+        write_result(prediction, tmp_path / "new")
+    assert list((tmp_path / "new").iterdir()) == []

@@ -1,0 +1,102 @@
+"""The command line: what it prints, writes and exits with."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from typer.testing import CliRunner
+
+from napari_msamil import __version__
+from napari_msamil.cli import app
+from napari_msamil.models.card import OnEmpty, preset_card
+from napari_msamil.models.model import build_model, save_model
+
+runner = CliRunner()
+
+
+@pytest.fixture(scope="module")
+def model_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    card = preset_card("demo", classes=["benign", "malignant"], patch_px=64, thumbnail_px=128, on_empty=OnEmpty(k=8))
+    path = tmp_path_factory.mktemp("model") / "small.safetensors"
+    save_model(build_model(card, seed=1), path)
+    return path
+
+
+@pytest.fixture
+def slides(tmp_path: Path) -> list[Path]:
+    """Two slides of tissue; the second has a name beyond ASCII."""
+    paths = [tmp_path / "one.tif", tmp_path / "Präparat 二.tif"]
+    for seed, path in enumerate(paths):
+        pixels = np.random.default_rng(seed).normal((190, 110, 170), 25, (512, 512, 3)).clip(0, 255).astype(np.uint8)
+        tifffile.imwrite(
+            path, pixels, tile=(256, 256), photometric="rgb", resolution=(1e4, 1e4), resolutionunit="CENTIMETER"
+        )
+    return paths
+
+
+def test_version_is_the_package_version() -> None:
+    assert runner.invoke(app, ["--version"]).stdout.strip() == __version__
+
+
+def test_info_prints_the_facts_as_text_and_as_json(slides: list[Path]) -> None:
+    assert "512 x 512 px" in runner.invoke(app, ["info", str(slides[0])]).stdout
+    facts = json.loads(runner.invoke(app, ["info", str(slides[0]), "--json"]).stdout)
+    assert facts["width_px"] == 512
+    assert facts["mpp"] == pytest.approx([1.0, 1.0])
+    assert facts["mpp_source"] == "metadata"
+
+
+def test_classify_writes_a_folder_per_slide_and_exits_0(slides: list[Path], model_file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    done = runner.invoke(app, ["classify", *map(str, slides), "--out", str(out), "--model", str(model_file)])
+    assert done.exit_code == 0, done.output
+    assert sorted(p.name for p in out.iterdir()) == ["Präparat 二", "one"]
+    assert "research use only" in done.stdout
+
+
+def test_one_bad_slide_stops_nothing_and_is_listed_last_with_its_reason(
+    slides: list[Path], model_file: Path, tmp_path: Path
+) -> None:
+    bad = tmp_path / "bad.svs"
+    bad.write_text("no slide")
+    given = [str(bad), *map(str, slides)]
+    done = runner.invoke(app, ["classify", *given, "--out", str(tmp_path / "out"), "--model", str(model_file)])
+    assert done.exit_code == 1
+    assert (tmp_path / "out" / "one" / "prediction.json").exists()
+    last = done.stderr.strip().splitlines()
+    assert last[-2] == "1 of 3 slides failed:"
+    assert "bad.svs" in last[-1]
+
+
+def test_an_existing_result_is_a_failure_until_overwrite_is_given(
+    slides: list[Path], model_file: Path, tmp_path: Path
+) -> None:
+    command = ["classify", str(slides[0]), "--out", str(tmp_path / "out"), "--model", str(model_file)]
+    assert runner.invoke(app, command).exit_code == 0
+    again = runner.invoke(app, command)
+    assert again.exit_code == 1
+    assert "--overwrite" in again.stderr
+    assert runner.invoke(app, [*command, "--overwrite"]).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [["classify"], ["classify", "a.tif"], ["classify", "a.tif", "--out", "o", "--device", "tpu"], ["nonsense"]],
+)
+def test_wrong_usage_exits_2(wrong: list[str]) -> None:
+    assert runner.invoke(app, wrong).exit_code == 2
+
+
+def test_two_slides_with_one_result_folder_are_wrong_usage(tmp_path: Path) -> None:
+    done = runner.invoke(app, ["classify", "a/x.tif", "b/x.svs", "--out", str(tmp_path)])
+    assert done.exit_code == 2
+    assert "same result folder" in " ".join(done.stderr.split())
+
+
+def test_model_show_and_verify_know_a_good_file(model_file: Path) -> None:
+    assert '"malignant"' in runner.invoke(app, ["model", "show", str(model_file)]).stdout
+    assert "whole and unchanged" in runner.invoke(app, ["model", "verify", str(model_file)]).stdout
