@@ -1,8 +1,9 @@
 """Tissue mask of a thumbnail: Otsu's threshold on saturation (methods 3.8, no. 36), guarded where it is known to fail.
 
-Otsu always splits: blank glass into noise and noise, a field full of tissue into pale and dark. So its threshold is kept
-between the saturation glass may have and the saturation tissue surely has. Pictures without colour are split by darkness
-instead. Broad black areas and pen ink are neither glass nor tissue: they are left out of the threshold and of the mask.
+Otsu always splits: blank glass into noise and noise, a field full of tissue into pale and dark. So its threshold is
+kept between the saturation glass may have and the saturation tissue surely has. Pictures without colour are split by
+darkness instead. Broad black areas and pen ink are neither glass nor tissue: they are left out of the threshold and of
+the mask.
 """
 
 from __future__ import annotations

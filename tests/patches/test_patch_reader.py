@@ -1,0 +1,186 @@
+"""Streaming patches: every row once, in a thrifty order, with honest failures and a clean end."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from napari_msamil.errors import ReadError
+from napari_msamil.patches.grid import PatchTable, Scale, build_table
+from napari_msamil.patches.reader import read_order, read_patches
+
+P = 8
+
+
+class FakeSlide:
+    """A slide whose picture of a box is filled with numbers that tell which box it was."""
+
+    def __init__(
+        self, width: int, height: int, before_read: Callable[[float, float], None] = lambda x, y: None
+    ) -> None:
+        self.name, self.width, self.height = "fake.tif", width, height
+        self.reads: list[tuple[float, float, float, float]] = []
+        self.threads: set[int] = set()
+        self._before_read = before_read
+
+    def read(self, x: float, y: float, width: float, height: float, *, size: tuple[int, int]) -> NDArray[np.uint8]:
+        self.threads.add(threading.get_ident())
+        self._before_read(x, y)
+        self.reads.append((x, y, width, height))
+        return np.full((size[1], size[0], 3), [x % 251, y % 251, width % 251], dtype=np.uint8)
+
+
+def table_of(width: int = 200, height: int = 150, steps: tuple[int, ...] = (1, 2, 4)) -> PatchTable:
+    yes = np.ones((1, 1), dtype=bool)
+    scales = tuple(Scale(0.5 * step, P) for step in steps)
+    return build_table((width, height), (0.5, 0.5), scales=scales, tissue=yes, lesion=yes)
+
+
+def all_rows(table: PatchTable) -> NDArray[np.int64]:
+    return np.arange(len(table))
+
+
+def reading_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name.startswith("msamil-read")]
+
+
+@pytest.mark.parametrize(("batch_size", "prefetch", "workers"), [(1, 1, 1), (7, 2, 1), (16, 1, 3), (10_000, 4, 2)])
+def test_every_row_comes_once_with_its_own_pixels(batch_size: int, prefetch: int, workers: int) -> None:
+    table = table_of()
+    slide = FakeSlide(200, 150)
+    rows = np.random.default_rng(0).permutation(len(table))[:333]
+    seen: list[int] = []
+    for batch in read_patches(slide, table, rows, batch_size=batch_size, prefetch=prefetch, workers=workers):  # type: ignore[arg-type]
+        assert batch.failed == ()
+        assert batch.pixels.shape == (len(batch.rows), P, P, 3)
+        width = [table.footprint(int(scale))[0] for scale in table.scale[batch.rows]]
+        expected = np.column_stack([table.coords[batch.rows], width]) % 251
+        np.testing.assert_array_equal(batch.pixels[:, 3, 5], expected)
+        seen += batch.rows.tolist()
+    assert sorted(seen) == sorted(rows.tolist())
+    assert seen == read_order(table, rows).tolist()
+    assert threading.get_ident() not in slide.threads
+    assert reading_threads() == []
+
+
+@pytest.mark.parametrize("steps", [(1, 2, 4), (1, 4, 16), (1, 3, 9), (1, 2), (1,)])
+def test_the_order_goes_tree_by_tree_parents_first(steps: tuple[int, ...]) -> None:
+    table = table_of(500, 400, steps=steps)
+    order = read_order(table, np.random.default_rng(1).permutation(len(table)))
+    assert sorted(order.tolist()) == list(range(len(table)))
+    place = np.empty(len(table), dtype=int)
+    place[order] = np.arange(len(table))
+    linked = table.parent >= 0
+    assert np.all(place[table.parent[linked]] < place[linked])
+    root = np.arange(len(table))
+    while np.any(table.parent[root] >= 0):
+        root = np.where(table.parent[root] >= 0, table.parent[root], root)
+    changes = np.count_nonzero(np.diff(root[order]))
+    assert changes == len(np.unique(root)) - 1  # each tree is left once
+
+
+def test_neighbouring_trees_follow_one_another_along_the_z_curve() -> None:
+    table = table_of(8 * P, 8 * P, steps=(1,))
+    cells = table.grid[read_order(table, all_rows(table))]
+    assert cells[:8].tolist() == [[0, 0], [1, 0], [0, 1], [1, 1], [2, 0], [3, 0], [2, 1], [3, 1]]
+    assert cells[16:20].tolist() == [[4, 0], [5, 0], [4, 1], [5, 1]]
+
+
+def test_the_order_does_not_need_the_parents() -> None:
+    table = table_of(500, 400)
+    kept = np.random.default_rng(2).permutation(table.rows_at(0))[:200]
+    alone = table.take(kept)
+    assert kept[read_order(alone, all_rows(alone))].tolist() == read_order(table, kept).tolist()
+
+
+def test_r12_a_read_error_marks_its_row_and_never_gives_pixels() -> None:
+    def broken(x: float, y: float) -> None:
+        if x == 64:
+            raise ReadError(f"fake.tif: the tile at {x:g}, {y:g} is cut off")
+
+    table = table_of()
+    bad = set(np.flatnonzero(table.coords[:, 0] == 64).tolist())
+    assert len(bad) > 5
+    read: list[int] = []
+    failed: dict[int, str] = {}
+    for batch in read_patches(FakeSlide(200, 150, broken), table, all_rows(table), batch_size=4):  # type: ignore[arg-type]
+        assert len(batch.rows) == len(batch.pixels)
+        np.testing.assert_array_equal(batch.pixels[:, 0, 0, 0], table.coords[batch.rows, 0] % 251)
+        read += batch.rows.tolist()
+        failed.update(batch.failed)
+    assert set(failed) == bad
+    assert set(read) == set(range(len(table))) - bad
+    row = min(bad)
+    assert failed[row] == f"fake.tif: the tile at 64, {table.coords[row, 1]} is cut off"
+
+
+def test_another_error_in_the_reading_thread_reaches_the_consumer_and_ends_the_reading() -> None:
+    def faulty(x: float, y: float) -> None:
+        if x == 64:
+            raise ZeroDivisionError("a fault of ours")
+
+    slide = FakeSlide(200, 150, faulty)
+    with pytest.raises(ZeroDivisionError, match="a fault of ours"):
+        list(read_patches(slide, table_of(), all_rows(table_of()), batch_size=4))  # type: ignore[arg-type]
+    assert reading_threads() == []
+    assert len(slide.reads) < len(table_of())
+
+
+def test_closing_early_stops_within_a_patch_and_leaves_no_thread() -> None:
+    slide = FakeSlide(2000, 1500, lambda x, y: time.sleep(0.002))
+    table = table_of(2000, 1500)
+    batches = read_patches(slide, table, all_rows(table), batch_size=500, workers=2)  # type: ignore[arg-type]
+    next(batches)
+    started = time.perf_counter()
+    batches.close()
+    assert time.perf_counter() - started < 0.5  # a batch takes a second
+    assert reading_threads() == []
+    count = len(slide.reads)
+    time.sleep(0.05)
+    assert len(slide.reads) == count
+
+
+def test_a_failing_consumer_leaves_no_thread() -> None:
+    slide, table = FakeSlide(200, 150), table_of()
+
+    def consume() -> None:
+        for _ in read_patches(slide, table, all_rows(table), batch_size=3):  # type: ignore[arg-type]
+            raise KeyError("the network failed")
+
+    with pytest.raises(KeyError):
+        consume()
+    deadline = time.perf_counter() + 5
+    while reading_threads() and time.perf_counter() < deadline:
+        time.sleep(0.01)
+    assert reading_threads() == []
+
+
+def test_r24_reading_ahead_is_bounded() -> None:
+    slide, table = FakeSlide(2000, 1500), table_of(2000, 1500)
+    batches = read_patches(slide, table, all_rows(table), batch_size=10, prefetch=3)  # type: ignore[arg-type]
+    for count in range(1, 6):
+        next(batches)
+        time.sleep(0.1)
+        assert len(slide.reads) == 10 * (count + 3)
+    batches.close()
+
+
+def test_no_rows_give_no_batches() -> None:
+    assert list(read_patches(FakeSlide(200, 150), table_of(), all_rows(table_of())[:0], batch_size=4)) == []  # type: ignore[arg-type]
+
+
+def test_a_table_of_another_slide_and_impossible_settings_are_refused_at_once() -> None:
+    table = table_of()
+    with pytest.raises(ValueError, match=r"table is of a slide of \(200, 150\) px, but fake\.tif has \(201, 150\)"):
+        read_patches(FakeSlide(201, 150), table, all_rows(table), batch_size=4)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="not 0, 2 and 1"):
+        read_patches(FakeSlide(200, 150), table, all_rows(table), batch_size=0)  # type: ignore[arg-type]
+    yes = np.ones((1, 1), dtype=bool)
+    mixed = build_table((200, 150), (0.5, 0.5), scales=(Scale(0.5, 16), Scale(1, 8)), tissue=yes, lesion=yes)
+    with pytest.raises(ValueError, match=r"\[8, 16\] px do not fit one batch"):
+        read_patches(FakeSlide(200, 150), mixed, all_rows(mixed), batch_size=4)  # type: ignore[arg-type]
