@@ -1,0 +1,37 @@
+"""The names that differ between napari below 0.9 and from 0.9 on; nothing else in the plugin asks for a version."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import napari.viewer
+
+
+def camera(viewer: napari.viewer.Viewer) -> Any:
+    """The viewer's camera."""
+    scene = getattr(viewer, "scene", None)
+    return viewer.camera if scene is None else scene.camera
+
+
+def overlay(viewer: napari.viewer.Viewer, name: str) -> Any:
+    """A canvas overlay by its name from 0.9 on: "scale_bar" or "text"."""
+    canvas = getattr(viewer, "canvas", None)
+    if canvas is not None:
+        return getattr(canvas.overlays, name)
+    return viewer.text_overlay if name == "text" else getattr(viewer, name)
+
+
+def fit(viewer: napari.viewer.Viewer, layer: Any) -> None:
+    """Show the whole of one layer; napari 0.7.0 can only fit to everything."""
+    try:
+        viewer.fit_to_view(layers=[layer])
+    except TypeError:
+        viewer.fit_to_view()
+
+
+def show_colorbar(layer: Any, visible: bool) -> None:
+    """Show or hide the colour bar of an image layer, where napari has one."""
+    bar = getattr(layer, "colorbar", None)
+    if bar is not None:
+        bar.visible = visible

@@ -1,0 +1,195 @@
+"""The questions of the panel: which slide, which model, where to look, on which device."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import napari.layers
+from magicgui.widgets import ComboBox, FileEdit, FloatSpinBox, PushButton
+from qtpy.QtCore import Signal
+from qtpy.QtWidgets import QGridLayout, QHBoxLayout, QLabel, QSizePolicy, QWidget
+
+from napari_msamil.inference.classify import Request
+from napari_msamil.plugin.regions import polygons
+from napari_msamil.plugin.slides import calibrate, mpp_of, slide_layers, slide_of
+
+if TYPE_CHECKING:
+    import napari.viewer
+
+DEMO, FILE = "demo", "file"
+MODELS = (("Demo model (synthetic and EBHI-Seg colon)", DEMO), ("Model file …", FILE))
+DEVICES = (("Automatic", "auto"), ("CPU", "cpu"), ("GPU (CUDA)", "cuda"), ("Apple GPU (MPS)", "mps"))
+WHOLE = "Whole slide"
+
+
+class Form(QWidget):
+    """Steps 1 to 3 of the panel.
+
+    Signals:
+        changed(): an answer changed, or the layers to choose from did.
+        open_asked(), draw_asked(): the buttons.
+    """
+
+    changed = Signal()
+    open_asked = Signal()
+    draw_asked = Signal()
+
+    def __init__(self, viewer: napari.viewer.Viewer, parent: QWidget | None = None) -> None:
+        super().__init__(parent)
+        self._viewer = viewer
+        self.slide = ComboBox(choices=self._slides, nullable=False, tooltip="The slide to classify")
+        self.open_button = PushButton(
+            text="Open …", tooltip="Open a slide file; dropping it on this panel does the same"
+        )
+        self.mpp = FloatSpinBox(value=0.0, min=0.0, max=20.0, step=0.01, tooltip="Width of one pixel in µm")
+        self.mpp.native.setDecimals(4)
+        self.mpp.native.setSpecialValueText("not known")
+        self.model = ComboBox(choices=MODELS, value=DEMO, tooltip="Which network classifies")
+        self.file = FileEdit(mode="r", filter="Models (*.safetensors)")
+        self.region = ComboBox(choices=self._regions, tooltip="Where to look; selected shapes count, or all of a layer")
+        self.draw = PushButton(text="Draw …", tooltip="Add a layer and draw a region on the slide")
+        self.device = ComboBox(choices=DEVICES, value="auto", tooltip="Automatic uses a GPU where there is one")
+        self.facts = QLabel()
+        self.facts.setWordWrap(True)
+        self._mpp_label = QLabel("µm per pixel")
+        self._lay_out()
+        self._connect()
+        self.refresh()
+
+    def _lay_out(self) -> None:
+        grid = QGridLayout(self)
+        grid.setContentsMargins(0, 0, 0, 0)
+        grid.setColumnStretch(0, 1)
+        for combo in (self.slide, self.model, self.region, self.device):
+            # Long layer names must not push the dock wider than the screen allows.
+            combo.native.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Fixed)
+            combo.native.setMinimumWidth(140)
+        calibration = QHBoxLayout()
+        calibration.addWidget(self._mpp_label)
+        calibration.addWidget(self.mpp.native, 1)
+        rows: list[Any] = [
+            heading("1  Slide"), (self.slide.native, self.open_button.native), self.facts, calibration,
+            heading("2  Model"), self.model.native, self.file.native,
+            heading("3  Region"), (self.region.native, self.draw.native),
+        ]  # fmt: skip
+        for row, item in enumerate(rows):
+            if isinstance(item, tuple):
+                grid.addWidget(item[0], row, 0)
+                grid.addWidget(item[1], row, 1)
+            elif isinstance(item, QHBoxLayout):
+                grid.addLayout(item, row, 0, 1, 2)
+            else:
+                grid.addWidget(item, row, 0, 1, 2)
+
+    def _connect(self) -> None:
+        self.slide.changed.connect(self._slide_changed)
+        self.mpp.changed.connect(self.changed.emit)
+        self.mpp.native.editingFinished.connect(self.calibrate)
+        self.model.changed.connect(self._model_changed)
+        self.file.changed.connect(self.changed.emit)
+        self.region.changed.connect(self.changed.emit)
+        self.open_button.changed.connect(self.open_asked.emit)
+        self.draw.changed.connect(self.draw_asked.emit)
+
+    def refresh(self) -> None:
+        """Offer the layers that are there now; the answers stay where they still make sense."""
+        self.slide.reset_choices()
+        self.region.reset_choices()
+        self._slide_changed()
+        self._model_changed()
+
+    def choose(self, layer: napari.layers.Image) -> None:
+        """Select a slide layer."""
+        self.slide.reset_choices()
+        self.slide.value = layer
+
+    @property
+    def layer(self) -> napari.layers.Image | None:
+        """The chosen slide's layer."""
+        return self.slide.value
+
+    def calibrate(self) -> None:
+        """Put the entered pixel size on the chosen slide, where the file states none; the picture stays in place."""
+        layer, mpp = self.layer, float(self.mpp.value)
+        if layer is not None and self._asks(layer) and mpp > 0 and mpp_of(layer) != (mpp, mpp):
+            calibrate(self._viewer, layer, mpp)
+            self._slide_changed()
+
+    @staticmethod
+    def _asks(layer: napari.layers.Image) -> bool:
+        return slide_of(layer).mpp is None
+
+    def missing(self) -> str:
+        """What still has to be answered before a slide can be classified; empty when nothing."""
+        if self.layer is None:
+            return "Open a slide to begin."
+        if self._asks(self.layer) and self.mpp.value <= 0:
+            return "This file does not say how large a pixel is. Enter the µm per pixel (0.25 at 40x, 0.5 at 20x)."
+        if self.model.value == FILE and not self.file.value.is_file():
+            return "Choose a model file."
+        return ""
+
+    def request(self) -> Request:
+        """The answers as one request.
+
+        Raises:
+            RegionError: the chosen layer holds no closed shape.
+        """
+        self.calibrate()
+        layer = self.layer
+        assert layer is not None
+        shapes = self.region.value
+        return Request(
+            slide=slide_of(layer).path,
+            model=DEMO if self.model.value == DEMO else Path(self.file.value),
+            mpp=float(self.mpp.value) if self._asks(layer) else None,
+            device=self.device.value,
+            region=None if shapes is None else polygons(shapes, layer),
+        )
+
+    def _slides(self, _: Any) -> list[tuple[str, Any]]:
+        return [(layer.name, layer) for layer in reversed(slide_layers(self._viewer))]
+
+    def _regions(self, _: Any) -> list[tuple[str, Any]]:
+        shapes = [layer for layer in self._viewer.layers if isinstance(layer, napari.layers.Shapes)]
+        return [(WHOLE, None), *((layer.name, layer) for layer in shapes)]
+
+    def _slide_changed(self) -> None:
+        layer = self.layer
+        ask = layer is not None and self._asks(layer)
+        self.mpp.native.setVisible(ask)
+        self._mpp_label.setVisible(ask)
+        self.draw.enabled = layer is not None
+        if layer is None:
+            self.facts.setText("Open a slide, or drop its file here.")
+        else:
+            mpp = mpp_of(layer)
+            if ask:
+                with self.mpp.changed.blocked():
+                    self.mpp.value = mpp[0] if mpp else 0.0
+            self.facts.setText(describe(layer))
+        self.changed.emit()
+
+    def _model_changed(self) -> None:
+        self.file.native.setVisible(self.model.value == FILE)
+        self.changed.emit()
+
+
+def heading(text: str) -> QLabel:
+    """A bold line above a step."""
+    label = QLabel(text)
+    font = label.font()
+    font.setBold(True)
+    label.setFont(font)
+    return label
+
+
+def describe(layer: napari.layers.Image) -> str:
+    """Size and resolution of a slide in one line."""
+    slide, mpp = slide_of(layer), mpp_of(layer)
+    size = f"{slide.width:,} x {slide.height:,} px".replace(",", "\u2009")
+    if mpp is None:
+        return f"{size} · uncalibrated"
+    source = "entered by you" if slide.mpp is None else f"about {10 / mpp[0]:.2g}x"
+    return f"{size} · {mpp[0]:.4g} µm/px ({source})"

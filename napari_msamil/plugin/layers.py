@@ -1,0 +1,183 @@
+"""A Prediction as napari layers that lie exactly on the tissue they are about."""
+
+from __future__ import annotations
+
+from itertools import count
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from napari_msamil.plugin.compat import overlay, show_colorbar
+from napari_msamil.plugin.slides import HEATMAP, KEY, LESION, tag
+
+if TYPE_CHECKING:
+    import napari.layers
+    import napari.viewer
+
+    from napari_msamil.inference.heatmap import Values
+    from napari_msamil.inference.prediction import Prediction
+    from napari_msamil.plugin.slides import LayerData
+
+from napari_msamil.inference.prediction import RESEARCH_USE
+
+COLORMAP = "viridis"  # perceptual, and unlike the pinks and violets of H&E
+LESION_COLOUR = (0.05, 0.85, 0.95, 1.0)
+VALUE_NAMES = {
+    "rank": "attention rank in this slide (0 lowest, 1 highest)",
+    "relative": "attention relative to an average patch (1 = average)",
+}
+
+_runs = count(1)
+
+
+def place(
+    slide_layer: napari.layers.Image, downsample: tuple[float, float], origin: tuple[float, float] = (0.0, 0.0)
+) -> dict[str, Any]:
+    """Keywords that lay a coarser array on a slide layer.
+
+    napari's origin is the centre of pixel (0, 0), so an array whose pixels are `d` level-0 px wide must be moved by
+    (d - 1) / 2 level-0 px besides being scaled, or it sits off by half of one of its own pixels.
+
+    Args:
+        slide_layer: the slide; its scale, translation and units are taken over.
+        downsample: level-0 px per array pixel, (x, y).
+        origin: level-0 px of the top-left corner of the array's first pixel, (x, y).
+    """
+    d = np.array(downsample[::-1])  # (row, column) from here on
+    scale, translate = np.asarray(slide_layer.scale), np.asarray(slide_layer.translate)
+    return {
+        "scale": scale * d,
+        "translate": translate + scale * (np.array(origin[::-1]) + (d - 1) / 2),
+        "units": slide_layer.units,
+        "axis_labels": slide_layer.axis_labels,
+    }
+
+
+def from_prediction(
+    prediction: Prediction, slide_layer: napari.layers.Image, *, values: Values = "rank"
+) -> list[LayerData]:
+    """Describe the layers of a result: the lesion mask, then one heatmap per scale, finest last (on top) and visible.
+
+    Args:
+        prediction: of the slide in `slide_layer`.
+        slide_layer: gives place, units and name.
+        values: what the heatmaps show; see `Heatmap`.
+    """
+    from napari.utils.colormaps import DirectLabelColormap
+
+    mark = {"slide": tag(slide_layer)["slide"], "run": next(_runs), "model": prediction.model_name}
+    height, width = prediction.lesion_mask.shape
+    downsample = (prediction.slide_size[0] / width, prediction.slide_size[1] / height)
+    clear = (0.0, 0.0, 0.0, 0.0)
+    mask = {
+        **place(slide_layer, downsample),
+        "name": f"{slide_layer.name} | {prediction.lesion_label}",
+        "colormap": DirectLabelColormap(color_dict={None: clear, 0: clear, 1: LESION_COLOUR}),
+        "opacity": 0.8,
+        "blending": "translucent_no_depth",
+        "metadata": {KEY: {**mark, "role": LESION}},
+    }
+    layers: list[LayerData] = [(prediction.lesion_mask, mask, "labels")]
+    for scale in reversed(range(len(prediction.table.scales))):
+        layers.append(_heatmap(prediction, slide_layer, scale, values, mark))
+    return layers
+
+
+def _heatmap(
+    prediction: Prediction, slide_layer: napari.layers.Image, scale: int, values: Values, mark: dict[str, Any]
+) -> LayerData:
+    heatmap = prediction.heatmap(scale, values=values)
+    keywords = {
+        **place(slide_layer, heatmap.downsample, heatmap.origin),
+        "name": f"{slide_layer.name} | attention {heatmap.name}",
+        "rgb": False,
+        "multiscale": False,
+        "colormap": COLORMAP,
+        "contrast_limits": heatmap.limits,
+        "interpolation2d": "nearest",  # real patch cells; linear would eat half a patch beside every NaN
+        "opacity": 0.5,
+        "blending": "translucent_no_depth",
+        "visible": scale == 0,
+        "metadata": {KEY: {**mark, "role": HEATMAP, "scale": heatmap.name, "mpp": heatmap.mpp, "values": values}},
+    }
+    return heatmap.array, keywords, "image"
+
+
+def result_layers(viewer: napari.viewer.Viewer, uid: str, role: str | None = None) -> list[napari.layers.Layer]:
+    """Layers of the result on the slide `uid`, bottom first; only those of one role if given."""
+    roles = (LESION, HEATMAP) if role is None else (role,)
+    return [a for a in viewer.layers if tag(a).get("slide") == uid and tag(a).get("role") in roles]
+
+
+def show(
+    viewer: napari.viewer.Viewer,
+    slide_layer: napari.layers.Image,
+    prediction: Prediction,
+    *,
+    values: Values = "rank",
+) -> list[napari.layers.Layer]:
+    """Lay a result on its slide, in place of an earlier one; the camera stays where it is.
+
+    Returns:
+        The new layers: lesion mask, then heatmaps, coarsest first.
+    """
+    import napari.layers
+
+    remove_result(viewer, tag(slide_layer)["slide"])
+    added = []
+    for data, keywords, kind in from_prediction(prediction, slide_layer, values=values):
+        layer = napari.layers.Layer.create(data, keywords, kind)
+        if kind == "labels":
+            layer.contour = 2  # an outline lets one see the tissue
+            layer.editable = False
+        added.append(viewer.add_layer(layer))
+    maps = [layer for layer in added if tag(layer)["role"] == HEATMAP]
+    if len(maps) > 1:
+        viewer.layers.link_layers(maps, ("opacity", "colormap"))
+    viewer.layers.selection = {slide_layer}
+    mark_view(viewer)
+    return added
+
+
+def remove_result(viewer: napari.viewer.Viewer, uid: str) -> None:
+    """Take the layers of a slide's result away, if there are any."""
+    for layer in result_layers(viewer, uid):
+        viewer.layers.remove(layer)
+
+
+def show_scale(viewer: napari.viewer.Viewer, uid: str, name: str | None) -> None:
+    """Show one scale's heatmap of a slide, such as "20x", and hide its others; None hides all."""
+    for layer in result_layers(viewer, uid, HEATMAP):
+        layer.visible = tag(layer)["scale"] == name
+    mark_view(viewer)
+
+
+def set_values(viewer: napari.viewer.Viewer, uid: str, prediction: Prediction, values: Values) -> None:
+    """Let a slide's heatmaps show ranks or relative attention, in place."""
+    names = {s.name: index for index, s in enumerate(prediction.table.scales)}
+    for layer in result_layers(viewer, uid, HEATMAP):
+        heatmap = prediction.heatmap(names[tag(layer)["scale"]], values=values)
+        layer.data = heatmap.array
+        layer.contrast_limits_range = heatmap.limits
+        layer.contrast_limits = heatmap.limits
+        layer.metadata[KEY] = {**tag(layer), "values": values}
+    mark_view(viewer)
+
+
+def mark_view(viewer: napari.viewer.Viewer) -> None:
+    """Write on the canvas what a visible heatmap shows and that it is for research; clear it where none is shown."""
+    shown = [a for a in viewer.layers if tag(a).get("role") in (LESION, HEATMAP) and a.visible]
+    maps = [a for a in shown if tag(a)["role"] == HEATMAP]
+    for layer in (a for a in viewer.layers if tag(a).get("role") == HEATMAP):
+        show_colorbar(layer, layer.visible)
+    lines = [f"{tag(a)['scale']}: {VALUE_NAMES[tag(a)['values']]}" for a in maps[-1:]]
+    text = overlay(viewer, "text")
+    ours = RESEARCH_USE in text.text
+    if shown:
+        text.text = "\n".join([*lines, RESEARCH_USE])
+        text.position = "bottom_left"
+        text.box = True
+        text.visible = True
+    elif ours:
+        text.text = ""
+        text.visible = False

@@ -1,0 +1,327 @@
+"""The dock widget "Multi-scale MIL": open a slide, classify it, see why."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import napari.layers
+from magicgui.widgets import PushButton
+from napari.qt.threading import create_worker
+from napari.utils.notifications import show_error, show_info
+from qtpy.QtCore import QEvent, QSettings, Qt
+from qtpy.QtWidgets import QFileDialog, QHBoxLayout, QLabel, QProgressBar, QScrollArea, QVBoxLayout, QWidget
+
+from napari_msamil.errors import MsamilError
+from napari_msamil.plugin import compat, layers
+from napari_msamil.plugin.form import Form, heading
+from napari_msamil.plugin.regions import add_region_layer
+from napari_msamil.plugin.result_view import OFF, ResultView
+from napari_msamil.plugin.slides import HEATMAP, SLIDE, layer_data, tag, watch
+from napari_msamil.plugin.worker import Pace, Run
+
+if TYPE_CHECKING:
+    import napari.viewer
+
+    from napari_msamil.inference.classify import Progress
+    from napari_msamil.inference.prediction import Prediction
+
+FILTER = "Slides (*.svs *.ndpi *.scn *.bif *.tif *.tiff *.qptiff *.mrxs *.dcm *.png *.jpg *.jpeg);;All files (*)"
+
+
+class MilPanel(QScrollArea):
+    """Classify a slide and look at its probabilities, lesion outline and attention.
+
+    Args:
+        viewer: the viewer to work in; only its public names are used.
+    """
+
+    def __init__(self, viewer: napari.viewer.Viewer, parent: QWidget | None = None) -> None:
+        super().__init__(parent)
+        self._viewer = viewer
+        self._run: Run | None = None
+        self._run_layer: Any = None
+        self._pace = Pace()
+        self._results: dict[str, Prediction] = {}
+        self._closed = False
+        self._asked = ""
+        self.form = Form(viewer)
+        self.result = ResultView()
+        self.run_button = PushButton(text="Classify")
+        self.cancel_button = PushButton(text="Cancel")
+        self.progress = QProgressBar()
+        self.status = QLabel()
+        self._lay_out()
+        self._connect()
+        self._update()
+
+    def _lay_out(self) -> None:
+        self.setWidgetResizable(True)
+        self.setFrameShape(QScrollArea.Shape.NoFrame)
+        self.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
+        self.setMinimumWidth(300)
+        self.setAcceptDrops(True)
+        inner = QWidget()
+        column = QVBoxLayout(inner)
+        column.addWidget(self.form)
+        column.addWidget(heading("4  Run"))
+        device = QHBoxLayout()
+        device.addWidget(QLabel("Device"))
+        device.addWidget(self.form.device.native, 1)
+        column.addLayout(device)
+        buttons = QHBoxLayout()
+        buttons.addWidget(self.run_button.native, 2)
+        buttons.addWidget(self.cancel_button.native, 1)
+        column.addLayout(buttons)
+        self.progress.setTextVisible(False)
+        self.progress.setMaximumHeight(12)
+        self.status.setWordWrap(True)
+        column.addWidget(self.progress)
+        column.addWidget(self.status)
+        column.addWidget(self.result)
+        column.addStretch(1)
+        self.setWidget(inner)
+
+    def _connect(self) -> None:
+        self.form.changed.connect(self._update)
+        self.form.open_asked.connect(self._ask_for_slide)
+        self.form.draw_asked.connect(self._draw_region)
+        self.run_button.changed.connect(self.classify)
+        self.cancel_button.changed.connect(self.cancel)
+        self.result.scale_chosen.connect(self._show_scale)
+        self.result.values_chosen.connect(self._show_values)
+        self.result.opacity_chosen.connect(self._show_opacity)
+        self.result.save_asked.connect(self._ask_where_to_save)
+        watch(self._viewer)
+        events = self._viewer.layers.events
+        events.inserted.connect(self._on_inserted)
+        events.removed.connect(self._on_removed)
+        events.reordered.connect(self._on_layers)
+        for layer in self._viewer.layers:
+            layer.events.name.connect(self._on_layers)
+
+    # --- opening ---------------------------------------------------------------------------------------------------
+
+    def open_slide(self, path: str | Path) -> napari.layers.Image | None:
+        """Open a slide file as a layer and choose it; a file that cannot be read gives a message and None."""
+        try:
+            data, keywords, _ = layer_data(path)
+        except MsamilError as error:
+            show_error(str(error))
+            return None
+        layer = self._viewer.add_image(data, **keywords)
+        compat.overlay(self._viewer, "scale_bar").visible = True
+        compat.fit(self._viewer, layer)
+        self.form.choose(layer)
+        return layer
+
+    def _ask_for_slide(self) -> None:
+        settings = QSettings("napari-msamil", "napari-msamil")
+        path, _ = QFileDialog.getOpenFileName(self, "Open a slide", str(settings.value("slides", "")), FILTER)
+        if path:
+            settings.setValue("slides", str(Path(path).parent))
+            self.open_slide(path)
+
+    def dragEnterEvent(self, event: Any) -> None:  # noqa: N802
+        """Accept files."""
+        if event.mimeData().hasUrls():
+            event.acceptProposedAction()
+
+    def dropEvent(self, event: Any) -> None:  # noqa: N802
+        """Open every dropped file."""
+        event.acceptProposedAction()
+        for url in event.mimeData().urls():
+            self.open_slide(url.toLocalFile())
+
+    def _draw_region(self) -> None:
+        if self.form.layer is not None:
+            shapes = add_region_layer(self._viewer, self.form.layer)
+            self.form.region.value = shapes
+            show_info("Click the corners of the region on the slide; a double click closes it.")
+
+    # --- running ---------------------------------------------------------------------------------------------------
+
+    @property
+    def running(self) -> bool:
+        """Whether a classification is under way."""
+        return self._run is not None
+
+    def classify(self) -> None:
+        """Start to classify the chosen slide; returns at once."""
+        if self.running or self.form.missing():
+            return
+        try:
+            request = self.form.request()
+        except MsamilError as error:
+            self._say(str(error), error=True)
+            return
+        self._pace = Pace()
+        self._run_layer = self.form.layer
+        run = self._run = Run(request)
+        run.progressed.connect(self._on_progress)
+        run.succeeded.connect(self._on_success)
+        run.failed.connect(self._on_failure)
+        run.cancelled.connect(self._on_cancelled)
+        self._say("Starting …")
+        self.progress.setRange(0, 0)
+        self._update()
+        run.start()
+
+    def cancel(self) -> None:
+        """Stop the run at its next step; nothing of it is kept."""
+        if self._run is not None:
+            self._run.cancel()
+            self._say("Stopping …")
+            self.cancel_button.enabled = False
+
+    def _on_progress(self, progress: Progress) -> None:
+        known = progress.total > 1
+        self.progress.setRange(0, progress.total if known else 0)
+        self.progress.setValue(progress.done if known else 0)
+        self._say(self._pace.text(progress))
+
+    def _on_success(self, prediction: Prediction) -> None:
+        layer = self._run_layer
+        self._end_run()
+        self._results[tag(layer)["slide"]] = prediction
+        layers.show(self._viewer, layer, prediction, values=self.result.values.value)
+        self._say(f"Done in {prediction.seconds['total']:.1f} s.")
+        self.form.choose(layer)
+        self._update()
+
+    def _on_failure(self, message: str) -> None:
+        self._end_run()
+        self._say(message, error=True)
+
+    def _on_cancelled(self) -> None:
+        self._end_run()
+        self._say("Cancelled.")
+
+    def _end_run(self) -> None:
+        self._run = None
+        self._run_layer = None
+        self._update()
+
+    def _say(self, text: str, *, error: bool = False) -> None:
+        self.status.setText(text)
+        self.status.setStyleSheet("color: #ff6b5e;" if error else "")
+        self.status.setVisible(bool(text))
+
+    # --- looking ---------------------------------------------------------------------------------------------------
+
+    def _uid(self) -> str:
+        return "" if self.form.layer is None else str(tag(self.form.layer)["slide"])
+
+    def _maps(self) -> list[Any]:
+        return layers.result_layers(self._viewer, self._uid(), HEATMAP)
+
+    def _show_scale(self, name: str) -> None:
+        layers.show_scale(self._viewer, self._uid(), None if name == OFF else name)
+
+    def _show_values(self, values: Any) -> None:
+        layers.set_values(self._viewer, self._uid(), self._results[self._uid()], values)
+
+    def _show_opacity(self, opacity: float) -> None:
+        for layer in self._maps():
+            layer.opacity = opacity
+
+    def _ask_where_to_save(self) -> None:
+        folder = QFileDialog.getExistingDirectory(self, "Folder for the results")
+        if folder:
+            self.save(folder)
+
+    def save(self, folder: str | Path) -> None:
+        """Write the chosen slide's result below a folder, in the background; an earlier result there is not replaced."""
+        worker = create_worker(_write, self._results[self._uid()], folder, _start_thread=False, _ignore_errors=True)
+        worker.returned.connect(self._on_saved)
+        self.result.save.enabled = False
+        self._say("Saving …")
+        worker.start()
+
+    def _on_saved(self, outcome: tuple[bool, str]) -> None:
+        if not self._closed:
+            good, text = outcome
+            self.result.save.enabled = True
+            self._say(text, error=not good)
+
+    # --- keeping up with the viewer ----------------------------------------------------------------------------------
+
+    def _update(self) -> None:
+        """Enable what can be done now, and say why the rest cannot."""
+        missing = self.form.missing()
+        self.form.setEnabled(not self.running)
+        self.form.device.enabled = not self.running
+        self.run_button.enabled = not self.running and not missing
+        self.run_button.tooltip = missing
+        self.cancel_button.enabled = self.running
+        self.progress.setVisible(self.running)
+        if missing and not self.running:
+            self._say(missing)
+        elif self.status.text() == self._asked and not missing:
+            self._say("")
+        self._asked = missing
+        self._show_result()
+
+    def _show_result(self) -> None:
+        prediction = self._results.get(self._uid())
+        self.result.setVisible(prediction is not None)
+        if prediction is None:
+            return
+        maps = self._maps()
+        visible = [tag(layer)["scale"] for layer in maps if layer.visible]
+        values = next((tag(layer)["values"] for layer in maps), "rank")
+        opacity = next((layer.opacity for layer in maps), 0.5)
+        self.result.show_prediction(prediction, scale=visible[-1] if visible else OFF, values=values, opacity=opacity)
+
+    def _on_inserted(self, event: Any) -> None:
+        event.value.events.name.connect(self._on_layers)
+        self._on_layers()
+
+    def _on_removed(self, event: Any) -> None:
+        layer = event.value
+        layer.events.name.disconnect(self._on_layers)
+        if tag(layer).get("role") == SLIDE:
+            if layer is self._run_layer and self._run is not None:
+                self._run.abandon()
+                self._end_run()
+                self._say("Stopped: the slide was removed.")
+            self._results.pop(tag(layer)["slide"], None)
+        self._on_layers()
+
+    def _on_layers(self, event: Any = None) -> None:
+        self.form.refresh()
+        self._update()
+
+    def shut_down(self) -> None:
+        """Stop what runs and let go of the viewer; the panel is of no use afterwards."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._run is not None:
+            self._run.abandon()
+        events = self._viewer.layers.events
+        events.inserted.disconnect(self._on_inserted)
+        events.removed.disconnect(self._on_removed)
+        events.reordered.disconnect(self._on_layers)
+        for layer in self._viewer.layers:
+            layer.events.name.disconnect(self._on_layers)
+
+    def event(self, event: Any) -> bool:
+        """Notice when napari takes the panel out of its dock, which is how a dock is closed for good."""
+        if event.type() == QEvent.Type.ParentChange and self.parent() is None:
+            self.shut_down()
+        return bool(super().event(event))
+
+    def closeEvent(self, event: Any) -> None:  # noqa: N802
+        """Shut down."""
+        self.shut_down()
+        super().closeEvent(event)
+
+
+def _write(prediction: Prediction, folder: str | Path) -> tuple[bool, str]:
+    from napari_msamil.inference.result import write_result
+
+    try:
+        return True, f"Saved to {write_result(prediction, folder)}"
+    except MsamilError as error:
+        return False, str(error)

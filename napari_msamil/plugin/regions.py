@@ -1,0 +1,72 @@
+"""Shapes drawn on a slide as the polygons that a classification understands."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from napari_msamil.errors import RegionError
+from napari_msamil.inference.geojson import Polygon
+from napari_msamil.plugin.slides import KEY, REGION, tag
+
+if TYPE_CHECKING:
+    import napari.layers
+    import napari.viewer
+    from numpy.typing import NDArray
+
+_CIRCLE = np.linspace(0, 2 * np.pi, 64, endpoint=False)
+
+
+def add_region_layer(viewer: napari.viewer.Viewer, slide_layer: napari.layers.Image) -> napari.layers.Shapes:
+    """Add an empty layer to draw a region on, in the slide's units, ready for the first polygon."""
+    layer = viewer.add_shapes(
+        name=f"{slide_layer.name} | region",
+        ndim=2,
+        scale=slide_layer.scale,
+        translate=slide_layer.translate,
+        units=slide_layer.units,
+        axis_labels=slide_layer.axis_labels,
+        edge_color="yellow",
+        face_color=[1.0, 1.0, 0.0, 0.08],
+        edge_width=max(slide_layer.data[0].shape[:2]) / 400,
+        metadata={KEY: {"role": REGION, "slide": tag(slide_layer)["slide"]}},
+    )
+    layer.mode = "add_polygon"
+    return layer
+
+
+def polygons(shapes: napari.layers.Shapes, slide_layer: napari.layers.Image) -> tuple[Polygon, ...]:
+    """The selected shapes of a layer, or all of them where none is selected.
+
+    Returns:
+        One polygon per closed shape, level-0 px (x, y), counted from the slide's top-left corner.
+
+    Raises:
+        RegionError: nothing closed is drawn; lines and paths enclose no area.
+    """
+    chosen = sorted(shapes.selected_data) or range(len(shapes.data))
+    rings = [_outline(shapes.data[i], shapes.shape_type[i]) for i in chosen]
+    found = tuple(Polygon(_level0(ring, shapes, slide_layer)) for ring in rings if ring is not None)
+    if not found:
+        raise RegionError(f"The layer {shapes.name!r} holds no closed shape: draw a polygon or a rectangle on it.")
+    return found
+
+
+def _outline(corners: NDArray[np.float64], kind: str) -> NDArray[np.float64] | None:
+    if kind in ("line", "path"):
+        return None
+    if kind == "ellipse":  # napari keeps the four corners of its box
+        centre = corners.mean(axis=0)
+        u, v = (corners[1] - corners[0]) / 2, (corners[3] - corners[0]) / 2
+        ring: NDArray[np.float64] = centre + np.cos(_CIRCLE)[:, None] * u + np.sin(_CIRCLE)[:, None] * v
+        return ring
+    return np.asarray(corners)
+
+
+def _level0(
+    ring: NDArray[np.float64], shapes: napari.layers.Shapes, slide_layer: napari.layers.Image
+) -> NDArray[np.float64]:
+    points = [slide_layer.world_to_data(shapes.data_to_world(point[-2:])) for point in ring]
+    # napari counts from the centre of the first pixel, regions from its corner.
+    return np.asarray(points)[:, ::-1] + 0.5

@@ -1,0 +1,155 @@
+"""The answer of a classification: class, probability bars, the facts behind them, and how the maps are shown."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from magicgui.widgets import ComboBox, FloatSlider, PushButton
+from qtpy.QtCore import Qt, Signal
+from qtpy.QtWidgets import QGridLayout, QHBoxLayout, QLabel, QProgressBar, QVBoxLayout, QWidget
+
+from napari_msamil.inference.prediction import RESEARCH_USE
+from napari_msamil.plugin.form import heading
+
+if TYPE_CHECKING:
+    from napari_msamil.inference.prediction import Prediction
+
+OFF = "Off"
+
+
+class ResultView(QWidget):
+    """Step 5 of the panel; hidden while the chosen slide has no result.
+
+    Signals:
+        scale_chosen(str): name of the heatmap to show, or "Off".
+        values_chosen(str): "rank" or "relative".
+        opacity_chosen(float): 0..1.
+        save_asked().
+    """
+
+    scale_chosen = Signal(str)
+    values_chosen = Signal(str)
+    opacity_chosen = Signal(float)
+    save_asked = Signal()
+
+    def __init__(self, parent: QWidget | None = None) -> None:
+        super().__init__(parent)
+        self.headline = QLabel()
+        self.headline.setWordWrap(True)
+        font = self.headline.font()
+        font.setPointSizeF(font.pointSizeF() * 1.35)
+        font.setBold(True)
+        self.headline.setFont(font)
+        self.notice = QLabel(RESEARCH_USE)
+        self.notice.setWordWrap(True)
+        self.warning = QLabel()
+        self.warning.setWordWrap(True)
+        self.facts = QLabel()
+        self.facts.setWordWrap(True)
+        self.facts.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
+        self.bars = QGridLayout()
+        self.bars.setColumnStretch(1, 1)
+        self.scale = ComboBox(choices=[OFF], tooltip="Which scale's attention lies over the slide")
+        self.back = PushButton(text="◀", tooltip="Next coarser scale")
+        self.forward = PushButton(text="▶", tooltip="Next finer scale")
+        self.values = ComboBox(
+            choices=[("Rank", "rank"), ("Relative to average", "relative")],
+            tooltip="Rank: share of all patches with less attention. Relative: 1 is an average patch.",
+        )
+        self.opacity = FloatSlider(value=0.5, min=0.0, max=1.0, tooltip="How much the heatmap covers the tissue")
+        self.save = PushButton(text="Save result …", tooltip="Write tables, outlines, heatmaps and an overview")
+        self._lay_out()
+        self.scale.changed.connect(self.scale_chosen.emit)
+        self.values.changed.connect(self.values_chosen.emit)
+        self.opacity.changed.connect(self.opacity_chosen.emit)
+        self.save.changed.connect(self.save_asked.emit)
+        self.back.changed.connect(lambda: self.step(-1))
+        self.forward.changed.connect(lambda: self.step(1))
+
+    def _lay_out(self) -> None:
+        column = QVBoxLayout(self)
+        column.setContentsMargins(0, 0, 0, 0)
+        column.addWidget(heading("5  Result"))
+        column.addWidget(self.headline)
+        column.addLayout(self.bars)
+        column.addWidget(self.notice)
+        column.addWidget(self.warning)
+        maps = QGridLayout()
+        maps.setColumnStretch(1, 1)
+        stepper = QHBoxLayout()
+        for widget in (self.back.native, self.scale.native, self.forward.native):
+            stepper.addWidget(widget, int(widget is self.scale.native))
+        self.back.native.setMaximumWidth(36)
+        self.forward.native.setMaximumWidth(36)
+        maps.addWidget(QLabel("Attention"), 0, 0)
+        maps.addLayout(stepper, 0, 1)
+        maps.addWidget(QLabel("Shown as"), 1, 0)
+        maps.addWidget(self.values.native, 1, 1)
+        maps.addWidget(QLabel("Opacity"), 2, 0)
+        maps.addWidget(self.opacity.native, 2, 1)
+        column.addLayout(maps)
+        column.addWidget(self.facts)
+        column.addWidget(self.save.native)
+
+    def step(self, by: int) -> None:
+        """Show the next finer (+1) or coarser (-1) scale; past the last one comes "Off"."""
+        choices = list(self.scale.choices)
+        self.scale.value = choices[(choices.index(self.scale.value) + by) % len(choices)]
+
+    def show_prediction(self, prediction: Prediction, *, scale: str, values: str, opacity: float) -> None:
+        """Fill in a result; `scale`, `values` and `opacity` say how its maps are shown now."""
+        best = float(prediction.probabilities.max())
+        self.headline.setText(f"{prediction.predicted}  {percent(best)}")
+        self._fill_bars(prediction)
+        with self.scale.changed.blocked(), self.values.changed.blocked(), self.opacity.changed.blocked():
+            names = [s.name for s in reversed(prediction.table.scales)]  # coarse to fine, as one zooms in
+            self.scale.choices = [OFF, *names]
+            self.scale.value = scale
+            self.values.value = values
+            self.opacity.value = opacity
+        said = [text for text in (prediction.fallback, *prediction.notes) if text]
+        if prediction.read_errors:
+            said.append(f"{len(prediction.read_errors)} patches could not be read and were left out.")
+        self.warning.setText("\n".join(f"⚠ {text}" for text in said))
+        self.warning.setVisible(bool(said))
+        self.facts.setText(facts(prediction))
+
+    def _fill_bars(self, prediction: Prediction) -> None:
+        while (item := self.bars.takeAt(0)) is not None:
+            item.widget().deleteLater()
+        order = sorted(range(len(prediction.classes)), key=lambda i: -prediction.probabilities[i])
+        for row, index in enumerate(order):
+            probability = float(prediction.probabilities[index])
+            bar = QProgressBar()
+            bar.setRange(0, 1000)
+            bar.setValue(round(1000 * probability))
+            bar.setTextVisible(False)
+            bar.setMaximumHeight(12)
+            name = QLabel(prediction.classes[index])
+            number = QLabel(percent(probability))
+            number.setAlignment(Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignVCenter)
+            for column, widget in enumerate((name, bar, number)):
+                self.bars.addWidget(widget, row, column)
+
+
+def percent(probability: float) -> str:
+    """A probability for people: one decimal, never a rounded 0 or 100 that claims certainty."""
+    if 0 < probability < 0.001:
+        return "< 0.1 %"
+    if 0.999 < probability < 1:
+        return "> 99.9 %"
+    return f"{100 * probability:.1f} %"
+
+
+def facts(prediction: Prediction) -> str:
+    """Model, patches per scale, areas, device and time, one per line."""
+    table = prediction.table
+    counts = " · ".join(f"{s.name} {int((table.scale == i).sum())}" for i, s in enumerate(table.scales))
+    return "\n".join([
+        f"Patches: {counts}",
+        f"{prediction.lesion_label.capitalize()}: {prediction.lesion_area_mm2:.3g} mm² "
+        f"of {prediction.tissue_area_mm2:.3g} mm² tissue",
+        f"Model: {prediction.model_name}",
+        f"Device: {prediction.device}, {prediction.precision} ({prediction.device_reason})",
+        f"Time: {prediction.seconds['total']:.1f} s",
+    ])  # fmt: skip

@@ -1,0 +1,131 @@
+"""A slide as a napari layer, and what must end with it: its file handle and its share of the block cache."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+from napari.utils.notifications import show_error
+
+from napari_msamil.plugin.compat import camera
+from napari_msamil.slide.pyramid import BlockCache, dask_levels
+from napari_msamil.slide.slide import Slide, open_slide
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    import napari.layers
+    import napari.viewer
+
+    from napari_msamil.errors import ReadError
+
+logger = logging.getLogger(__name__)
+
+KEY = "msamil"
+SLIDE, LESION, HEATMAP, REGION = "slide", "lesion", "heatmap", "region"
+
+# One budget for the process, whatever the number of slides: a view of 1024-px blocks on a large screen and its
+# surroundings take about 200 MB. napari's own cache (25 % of memory, never given back, not thread-safe) is not used.
+CACHE = BlockCache(512 * 2**20)
+
+LayerData = tuple[Any, dict[str, Any], str]
+
+
+def tag(layer: napari.layers.Layer) -> Mapping[str, Any]:
+    """What the plugin wrote on a layer: "role", "slide" (uid) and more; empty for layers that are not ours.
+
+    Layers are found by this, never by name: users rename.
+    """
+    found = layer.metadata.get(KEY, {})
+    return found if isinstance(found, dict) else {}
+
+
+def slide_layers(viewer: napari.viewer.Viewer) -> list[napari.layers.Image]:
+    """The slides of a viewer, bottom first."""
+    return [layer for layer in viewer.layers if tag(layer).get("role") == SLIDE]
+
+
+def slide_of(layer: napari.layers.Layer) -> Slide:
+    """The open slide behind a slide layer."""
+    slide: Slide = tag(layer)["source"]
+    return slide
+
+
+def mpp_of(layer: napari.layers.Layer) -> tuple[float, float] | None:
+    """µm per level-0 pixel (x, y) of a slide layer: the file's, or else what the user entered; None while unknown."""
+    mpp: tuple[float, float] | None = tag(layer)["mpp"]
+    return mpp
+
+
+def layer_data(path: str | Path) -> LayerData:
+    """Open a slide and describe its layer; a dropped slide and one opened from the panel both come from here.
+
+    Args:
+        path: the slide file.
+
+    Returns:
+        (levels, keywords, "image"): one multiscale RGB layer in µm, or in pixels where the file states no mpp.
+
+    Raises:
+        SlideError: the file is not a slide that can be read.
+    """
+    slide = open_slide(path)
+    mpp_x, mpp_y = slide.mpp or (1.0, 1.0)
+    unit = "pixel" if slide.mpp is None else "um"
+    keywords = {
+        "name": slide.path.stem,
+        "rgb": True,
+        "multiscale": True,
+        "cache": False,  # napari's global dask cache breaks when a worker thread computes meanwhile
+        "interpolation2d": "linear",
+        "scale": (mpp_y, mpp_x),
+        "units": (unit, unit),
+        "axis_labels": ("y", "x"),
+        "metadata": {KEY: {"role": SLIDE, "slide": slide.uid, "source": slide, "mpp": slide.mpp}},
+    }
+    return dask_levels(slide, cache=CACHE, on_error=_tell_once()), keywords, "image"
+
+
+def _tell_once() -> Callable[[ReadError], None]:
+    """Say once per slide that pixels cannot be read: an exception would be raised inside the viewer's drawing."""
+    told: list[ReadError] = []
+
+    def tell(error: ReadError) -> None:
+        logger.warning("%s", error)
+        if not told:
+            told.append(error)
+            show_error(f"{error} Such places are shown in magenta.")
+
+    return tell
+
+
+def calibrate(viewer: napari.viewer.Viewer, slide_layer: napari.layers.Image, mpp: float) -> None:
+    """Give a slide without pixel size one, in µm per level-0 pixel.
+
+    Scale and units of all its layers change together, since one layer left in pixels would rob the whole viewer of its
+    units; the camera moves along, so that the picture stays where it is.
+    """
+    ratio = mpp / slide_layer.scale[-1]
+    for layer in viewer.layers:
+        if tag(layer).get("slide") == tag(slide_layer)["slide"]:
+            layer.scale = layer.scale * ratio
+            layer.translate = layer.translate * ratio
+            layer.units = ("um",) * layer.ndim
+    slide_layer.metadata[KEY] = {**tag(slide_layer), "mpp": (mpp, mpp)}
+    view = camera(viewer)
+    view.center = tuple(c * ratio for c in view.center)
+    view.zoom = view.zoom / ratio
+
+
+def watch(viewer: napari.viewer.Viewer) -> None:
+    """Release slides when their layer leaves this viewer; calling it again changes nothing."""
+    viewer.layers.events.removed.connect(_release)
+
+
+def _release(event: Any) -> None:
+    layer = event.value
+    if tag(layer).get("role") == SLIDE:
+        slide = slide_of(layer)
+        slide.close()
+        CACHE.drop(slide.uid)

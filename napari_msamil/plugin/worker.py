@@ -1,0 +1,143 @@
+"""One classification in the background: progress, cancel and errors as Qt signals on the GUI thread."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from contextlib import closing
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from napari.qt.threading import create_worker
+from qtpy.QtCore import QObject, Signal
+
+from napari_msamil.errors import MsamilError
+from napari_msamil.inference.engine import tune_allocator
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+    from napari_msamil.inference.classify import Progress, Request
+    from napari_msamil.inference.prediction import Prediction
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """How a run ended; neither a prediction nor an error means cancelled."""
+
+    prediction: Prediction | None = None
+    error: Exception | None = None
+
+
+def _steps(request: Request, stop: threading.Event) -> Generator[Progress, None, _Outcome]:
+    """Run a classification until it ends or is told to stop; it closes its files in its own thread.
+
+    Errors are returned, not raised: napari's worker takes a RuntimeError, which is what torch raises, for a sign that
+    the worker itself was deleted, and then says nothing to anyone.
+    """
+    from napari_msamil.inference.classify import classify_steps
+
+    try:
+        with closing(classify_steps(request)) as steps:
+            while not stop.is_set():
+                try:
+                    progress = next(steps)
+                except StopIteration as end:
+                    return _Outcome(prediction=end.value)
+                yield progress
+            return _Outcome()
+    except Exception as error:
+        return _Outcome(error=error)
+
+
+class Run(QObject):
+    """A classification in its own thread, with its own slide handle; it never touches the viewer.
+
+    Signals, all delivered on the GUI thread; exactly one of the last three, and nothing after it:
+        progressed(Progress), succeeded(Prediction), failed(str), cancelled().
+    """
+
+    progressed = Signal(object)
+    succeeded = Signal(object)
+    failed = Signal(str)
+    cancelled = Signal()
+
+    def __init__(self, request: Request, parent: QObject | None = None) -> None:
+        super().__init__(parent)
+        self.request = request
+        self._stop = threading.Event()
+        self._silent = False
+        self._outcome = _Outcome()
+        self._worker = create_worker(_steps, request, self._stop, _start_thread=False, _ignore_errors=True)
+        self._worker.yielded.connect(self._on_yielded)
+        self._worker.returned.connect(self._on_returned)
+        self._worker.finished.connect(self._on_finished)
+
+    def start(self) -> None:
+        """Begin; returns at once."""
+        tune_allocator()  # before the thread exists: a thread keeps the memory arena it began with
+        self._worker.start()
+
+    def cancel(self) -> None:
+        """Stop at the next step, within a batch."""
+        self._stop.set()
+
+    def abandon(self) -> None:
+        """Stop like `cancel`, but tell nobody: for when the panel or the slide is gone."""
+        self._silent = True
+        self._stop.set()
+
+    def _on_yielded(self, progress: Progress) -> None:
+        if not self._stop.is_set():
+            self.progressed.emit(progress)
+
+    def _on_returned(self, outcome: _Outcome) -> None:
+        self._outcome = outcome
+
+    def _on_finished(self) -> None:
+        error, prediction = self._outcome.error, self._outcome.prediction
+        if self._silent:
+            return
+        if isinstance(error, MsamilError):
+            self.failed.emit(str(error))
+        elif error is not None:
+            logger.error("classification failed", exc_info=error)
+            self.failed.emit(f"Unexpected error, please report it ({type(error).__name__}: {error}).")
+        elif prediction is None or self._stop.is_set():  # told to stop during the last step: no result was wanted
+            self.cancelled.emit()
+        else:
+            self.succeeded.emit(prediction)
+
+
+STAGES = {
+    "open": "Opening slide and model",
+    "lesion mask": "Outlining the lesion",
+    "patches": "Reading patches",
+    "aggregate": "Combining the scales",
+}
+
+
+class Pace:
+    """Turns Progress into a line of text: stage, count, rate and time left."""
+
+    def __init__(self) -> None:
+        self._stage = ""
+        self._since = 0.0
+
+    def text(self, progress: Progress) -> str:
+        """One line, such as "Reading patches 120 / 257 · 11.2 per s · 0:12 left"."""
+        if progress.stage != self._stage:
+            self._stage, self._since = progress.stage, time.perf_counter()
+        parts = [STAGES.get(progress.stage, progress.stage.capitalize())]
+        if progress.total > 1:
+            parts[0] += f" {progress.done} / {progress.total}"
+            seconds = time.perf_counter() - self._since
+            if progress.done and seconds > 0:
+                parts.append(f"{progress.done / seconds:.3g} per s")
+        if progress.seconds_left is not None:
+            minutes, seconds_left = divmod(round(progress.seconds_left), 60)
+            parts.append(f"{minutes}:{seconds_left:02d} left")
+        return " · ".join(parts)
