@@ -1,0 +1,46 @@
+"""What every reader of a file format offers, and what it says about a file when it opens it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+WHITE = (255, 255, 255)
+"""Background of every slide: what glass without tissue looks like. Transparent pixels and missing tiles get it too."""
+
+
+class Backend(Protocol):
+    """An open file. Reads are safe from several threads; the file closes when the last reference goes."""
+
+    def read(self, level: int, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
+        """Read a box that lies inside the file's level, in its own pixels.
+
+        Returns:
+            (height, width, 3) uint8 RGB, writable and owned by the caller.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class FileFacts:
+    """What a file says about itself.
+
+    Attributes:
+        backend: reader and its version, as in "tiffslide 3.0.1".
+        sizes: (width, height) in pixels of each level stored in the file, finest first.
+        downsamples: (x, y) level-0 pixels per level pixel where the reader knows them exactly; None: from the sizes.
+        mpp: (x, y) µm per pixel as stated by the file, unchecked; None where it states none.
+        properties: vendor, objective power and the like; nothing that could name a patient.
+        warnings: what a careful user should know about this file.
+    """
+
+    backend: str
+    sizes: tuple[tuple[int, int], ...]
+    downsamples: tuple[tuple[float, float], ...] | None = None
+    mpp: tuple[float | None, float | None] | None = None
+    properties: Mapping[str, str] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()

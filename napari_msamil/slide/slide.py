@@ -1,0 +1,259 @@
+"""An open slide: pixels on demand, where they are in µm, and how sure that is."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType, TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from napari_msamil.errors import ReadError, SlideError
+from napari_msamil.slide.backend import WHITE, Backend, FileFacts
+from napari_msamil.slide.detect import is_slide_file, open_file
+from napari_msamil.slide.levels import AddedLevel, LevelPlan, plan_levels
+from napari_msamil.slide.mpp import Mpp, resolve_mpp
+from napari_msamil.slide.resample import plan_read, run_plan
+
+__all__ = ["Level", "Slide", "is_slide_file", "open_slide"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """One level of a slide's pyramid.
+
+    Attributes:
+        width, height: pixels.
+        downsample: (x, y) level-0 pixels per pixel of this level; floats, hardly ever whole numbers.
+    """
+
+    width: int
+    height: int
+    downsample: tuple[float, float]
+
+
+class Slide:
+    """A whole-slide image; get one from `open_slide`.
+
+    Reads are safe from any number of threads. A slide can be pickled: the copy opens the file again. Each process has
+    its own file handle, also after a fork. Used as a context manager it closes itself; a closed slide raises ReadError.
+
+    Attributes:
+        path, name: the file and its name.
+        uid: identity of the content: hash of path, modification time and size.
+        width, height: level-0 pixels.
+        levels: finest first, strictly shrinking: the file's own, and added ones where a step exceeds 4 or the coarsest
+            side 2048 px.
+        mpp: (x, y) µm per level-0 pixel, or None.
+        mpp_source: "explicit", "metadata" or "missing".
+        backend: reader and version, as in "tiffslide 3.0.1".
+        background: RGB outside the slide, under transparency and where the file stores nothing.
+        properties: vendor, objective power and the like; nothing that could name a patient.
+        warnings: what a careful user should know, one sentence each.
+    """
+
+    def __init__(self, path: Path, uid: str, explicit: float | Mpp | None, opened: tuple[Backend, FileFacts]) -> None:
+        backend, facts = opened
+        self.path = path
+        self.name = path.name
+        self.uid = uid
+        self.mpp, self.mpp_source, warnings = resolve_mpp(path.name, explicit, facts.mpp)
+        self.backend = facts.backend
+        self.background = WHITE
+        self.properties: Mapping[str, str] = MappingProxyType(dict(facts.properties))
+        self.warnings = facts.warnings + warnings
+        self._plans = plan_levels(facts.sizes, facts.downsamples)
+        self.levels = tuple(Level(*plan.size, plan.downsample) for plan in self._plans)
+        self.width, self.height = self.levels[0].width, self.levels[0].height
+        self._stored = tuple(plan.stored is not None for plan in self._plans)
+        self._closed = False
+        self._locks: dict[int, threading.Lock] = {}
+        self._handles: dict[int, _Handle] = {os.getpid(): _Handle(backend, self._plans)}
+
+    def read_level(self, level: int, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
+        """Read a box of one level as it is stored.
+
+        Args:
+            level: index into `levels`.
+            x, y: top-left corner in pixels of that level; may lie outside.
+            width, height: of the box, in pixels of that level.
+
+        Returns:
+            (height, width, 3) uint8 RGB; background outside the slide.
+
+        Raises:
+            ReadError: the pixels cannot be decoded, also after opening the file again once.
+        """
+        size = self.levels[level]
+        if width < 1 or height < 1:
+            raise ValueError(f"a box of {width} x {height} pixels cannot be read; give at least 1 x 1")
+        x0, y0, x1, y1 = max(0, x), max(0, y), min(size.width, x + width), min(size.height, y + height)
+        if (x0, y0, x1, y1) == (x, y, x + width, y + height):
+            return self._read_inside(level, x, y, width, height)
+        out = np.empty((height, width, 3), np.uint8)
+        out[:] = self.background
+        if x0 < x1 and y0 < y1:
+            out[y0 - y : y1 - y, x0 - x : x1 - x] = self._read_inside(level, x0, y0, x1 - x0, y1 - y0)
+        return out
+
+    def read(self, x: float, y: float, width: float, height: float, *, size: tuple[int, int]) -> NDArray[np.uint8]:
+        """Read a box of the slide as a picture of a wanted size, resampled at most once.
+
+        The coarsest level that is fine enough is sliced where its pixels are the wanted ones (to within half a pixel of
+        drift over the box), averaged in whole blocks where they are a whole number of times finer, and resampled with a
+        triangle filter otherwise. A slice is centred on the box to within half a pixel of the level.
+
+        Args:
+            x, y: top-left corner in level-0 pixels, fractions allowed.
+            width, height: of the box in level-0 pixels, fractions allowed.
+            size: (width, height) of the picture in pixels.
+
+        Returns:
+            (size[1], size[0], 3) uint8 RGB; outside the slide it is padded with the background, never stretched.
+
+        Raises:
+            ReadError: the pixels cannot be decoded, also after opening the file again once.
+        """
+        if not (width > 0 and height > 0 and size[0] > 0 and size[1] > 0):
+            raise ValueError(f"a box of {width} x {height} pixels cannot be read as {size}; all four must be positive")
+        plan = plan_read(self.levels, self._stored, (x, y, width, height), size)
+        level = self.levels[plan.level]
+        return run_plan(plan, self.read_level, (level.width, level.height))
+
+    def prepare(self) -> None:
+        """Do now what would slow down the first view: decode a flat image, compute the coarsest level."""
+        last = self.levels[-1]
+        self.read_level(len(self.levels) - 1, 0, 0, last.width, last.height)
+
+    def with_mpp(self, mpp: float | tuple[float, float]) -> Slide:
+        """Open the same file again with another pixel size (µm per level-0 pixel, one number or (x, y))."""
+        return open_slide(self.path, mpp)
+
+    def close(self) -> None:
+        """Let the file go; reads under way in other threads finish first."""
+        self._closed = True
+        self._handles.clear()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return open_slide, (self.path, self.mpp if self.mpp_source == "explicit" else None)
+
+    def __repr__(self) -> str:
+        mpp = "unknown mpp" if self.mpp is None else f"{self.mpp[0]:g} x {self.mpp[1]:g} µm/px ({self.mpp_source})"
+        return f"<Slide {self.name}: {self.width} x {self.height} px, {len(self.levels)} levels, {mpp}, {self.backend}>"
+
+    def _read_inside(self, level: int, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
+        added = self._handle().added.get(level)
+        if added is not None:
+            return added.read(self._read_inside, x, y, width, height)
+        return self._read_stored(level, x, y, width, height)
+
+    def _read_stored(self, level: int, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
+        """Read from the file; after an error open it again once: some readers stay broken after their first one."""
+        stored = self._plans[level].stored
+        assert stored is not None
+        handle = self._handle()
+        try:
+            return handle.backend.read(stored, x, y, width, height)
+        except (SlideError, MemoryError):
+            raise
+        except Exception as first:  # codecs raise whatever they like
+            logger.info("%s: reading again after %s", self.name, first)
+            try:
+                return self._reopen(handle).backend.read(stored, x, y, width, height)
+            except MemoryError:
+                raise
+            except Exception as error:
+                cause = (str(error) or type(error).__name__).splitlines()[0]
+                raise ReadError(
+                    f"{self.name} cannot be read at level {level}, x {x}, y {y}, {width} x {height} pixels ({cause}); "
+                    "the file is damaged there or not reachable: copy it again."
+                ) from error
+
+    def _handle(self) -> _Handle:
+        pid = os.getpid()
+        handle = self._handles.get(pid)
+        if handle is not None:
+            return handle
+        with self._locks.setdefault(pid, threading.Lock()):  # a lock of the parent could be held for ever after a fork
+            handle = self._handles.get(pid)
+            if handle is None:
+                if self._closed:
+                    raise ReadError(f"{self.name} was closed; open it again with open_slide.")
+                handle = self._handles[pid] = self._fresh_handle()
+            return handle
+
+    def _reopen(self, broken: _Handle) -> _Handle:
+        pid = os.getpid()
+        with self._locks.setdefault(pid, threading.Lock()):
+            current = self._handles.get(pid)
+            if current is not None and current is not broken:
+                return current
+            handle = self._fresh_handle()
+            handle.added = broken.added
+            if not self._closed:
+                self._handles[pid] = handle
+            return handle
+
+    def _fresh_handle(self) -> _Handle:
+        backend, facts = open_file(self.path, _uid(self.path))
+        if facts.sizes[0] != (self.width, self.height):
+            raise ReadError(f"{self.name} was changed while it was open; open it again.")
+        return _Handle(backend, self._plans)
+
+
+class _Handle:
+    """What belongs to one process: the open file and the added levels computed so far."""
+
+    def __init__(self, backend: Backend, plans: tuple[LevelPlan, ...]) -> None:
+        self.backend = backend
+        self.added = {
+            index: AddedLevel(plan, plans[plan.source].size) for index, plan in enumerate(plans) if plan.stored is None
+        }
+
+
+def open_slide(path: str | Path, mpp: float | tuple[float, float] | None = None) -> Slide:
+    """Open a whole-slide image; takes milliseconds, whatever its size.
+
+    tiffslide reads SVS, NDPI, SCN, BIF, generic and OME TIFF; flat PNG and JPEG images are decoded once, at the first
+    read; OpenSlide, where it is installed, reads MIRAX, DICOM and what tiffslide cannot.
+
+    Args:
+        path: the file.
+        mpp: µm per level-0 pixel, one number or (x, y). Without it the file's metadata count, if they lie within 0.05
+            and 20; otherwise the slide has no mpp. It is never guessed, and never taken from PNG or JPEG density tags.
+
+    Raises:
+        SlideError: the file is missing, damaged or no slide; the message says which and what to do.
+        ReadError: a small flat image cannot be decoded.
+    """
+    path = Path(path).absolute()
+    uid = _uid(path)
+    return Slide(path, uid, mpp, open_file(path, uid))
+
+
+def _uid(path: Path) -> str:
+    try:
+        facts = path.stat()
+        identity = f"{path.resolve()}|{facts.st_mtime_ns}|{facts.st_size}"
+    except FileNotFoundError as error:
+        raise SlideError(f"{path} does not exist; check the path.") from error
+    except (OSError, ValueError) as error:
+        raise SlideError(f"{path} cannot be opened ({error}); check the path and your rights.") from error
+    return hashlib.blake2b(identity.encode("utf-8", "surrogateescape"), digest_size=12).hexdigest()

@@ -1,0 +1,312 @@
+"""TIFF slides: tiffslide finds levels and metadata, the tiles below it are decoded directly (see tiles.py)."""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+import threading
+import warnings
+from array import array
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from napari_msamil.errors import SlideError
+from napari_msamil.slide.backend import WHITE, FileFacts
+from napari_msamil.slide.cache import BlockCache
+from napari_msamil.slide.colour import PixelFormat, orientation_warning
+from napari_msamil.slide.tiles import ByteSource, Plane, TileGrid
+
+logger = logging.getLogger(__name__)
+
+TILE_CACHE_BYTES = 64 << 20
+"""Decoded tiles kept per open slide: the 81 tiles under 512-px patches at three scales of one place take 16 MB."""
+
+Part = tuple[int, int, TileGrid]
+"""x, y in level pixels of a grid's top-left corner, and the grid; slides scanned in several pieces have several."""
+
+_WARNINGS_LOCK = threading.Lock()
+
+
+class TiffBackend:
+    """An open TIFF slide (see `Backend`)."""
+
+    def __init__(self, path: Path, levels: tuple[tuple[Part, ...], ...]) -> None:
+        self.levels = levels
+        self._source = ByteSource(path)
+        self._cache = BlockCache(TILE_CACHE_BYTES)
+
+    def read(self, level: int, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
+        """Read a box inside a level; see `Backend.read`."""
+        out = np.empty((height, width, 3), np.uint8)
+        parts = self.levels[level]
+        if len(parts) > 1 or parts[0][:2] != (0, 0):
+            out[:] = WHITE  # glass between the scanned pieces
+        for number, (left, top, grid) in enumerate(parts):
+            x0, y0 = max(x, left), max(y, top)
+            x1, y1 = min(x + width, left + grid.width), min(y + height, top + grid.height)
+            if x0 < x1 and y0 < y1:
+                target = out[y0 - y : y1 - y, x0 - x : x1 - x]
+                grid.read_into(target, x0 - left, y0 - top, self._source, self._cache, (level, number))
+        return out
+
+    def read_all(self, out: NDArray[np.uint8]) -> None:
+        """Decode level 0 into `out` (H, W, 3), each tile or strip once."""
+        rows = max(1, self.levels[0][0][2].tile_height)
+        rows *= max(1, 512 // rows)
+        for y in range(0, out.shape[0], rows):
+            strip = out[y : y + rows]
+            strip[:] = self.read(0, 0, y, out.shape[1], strip.shape[0])
+
+
+def open_tiff(path: Path) -> tuple[TiffBackend, FileFacts]:
+    """Open a TIFF slide.
+
+    Raises:
+        SlideError: damaged structure, or pixels of a kind that cannot become an RGB picture.
+    """
+    import tiffslide
+
+    with quiet(path.name):
+        try:
+            slide = tiffslide.TiffSlide(path)
+        except Exception as error:  # whatever a parser meets in a damaged file
+            raise SlideError(f"{path.name} is a damaged TIFF file ({_short(error)}); copy it again.") from error
+        with slide:
+            try:
+                return _describe(path, slide, f"tiffslide {tiffslide.__version__}")
+            except SlideError:
+                raise
+            except Exception as error:
+                raise SlideError(
+                    f"{path.name} has a TIFF structure that cannot be read as a slide ({_short(error)}); "
+                    "copy it again, or export it as a pyramidal OME-TIFF."
+                ) from error
+
+
+def _describe(path: Path, slide: Any, backend: str) -> tuple[TiffBackend, FileFacts]:
+    tiff = slide.ts_tifffile
+    if 0 in tiff.series[0].shape:
+        raise SlideError(f"{path.name} says that it is {tiff.series[0].shape} pixels large: nothing to show.")
+    try:
+        properties: Mapping[str, Any] = slide.properties
+    except NotImplementedError as error:  # samples stored apart, for one: tiffslide stops, the tiles can still be read
+        logger.info("%s: tiffslide gives no metadata (%s)", path.name, error)
+        properties = {}
+    composition = properties.get("tiffslide.series-composition")
+    levels: list[tuple[Part, ...]]
+    if composition:
+        sizes, levels = _composed_levels(path, tiff, composition)
+    else:
+        series = tiff.series[properties.get("tiffslide.series-index", 0)]
+        grids = [_grid(path, level) for level in series.levels]
+        levels = [((0, 0, grid),) for grid in grids]
+        sizes = [(grid.width, grid.height) for grid in grids]
+    first = tiff.pages[0] if composition else series.keyframe
+    facts = FileFacts(
+        backend=backend,
+        sizes=tuple(sizes),
+        mpp=_stated_mpp(tiff, properties, first),
+        properties=_public_properties(tiff, properties, levels[0][0][2], first),
+        warnings=_orientation_warning(path, first),
+    )
+    return TiffBackend(path, tuple(levels)), facts
+
+
+def _composed_levels(
+    path: Path, tiff: Any, composition: Mapping[str, Any]
+) -> tuple[list[tuple[int, int]], list[tuple[Part, ...]]]:
+    """Levels of a slide scanned in several pieces (Leica SCN); positions as tiffslide found them."""
+    sizes = [(int(shape[1]), int(shape[0])) for shape in composition["level_shapes"]]
+    levels = []
+    for number in range(len(sizes)):
+        parts = []
+        for series_index, offsets in composition["located_series"].items():
+            grid = _grid(path, tiff.series[series_index].levels[number])
+            parts.append((int(offsets[number][1]), int(offsets[number][0]), grid))
+        levels.append(tuple(parts))
+    return sizes, levels
+
+
+def _grid(path: Path, level: Any) -> TileGrid:
+    """Collect all that reading one level needs, so that the TIFF structure can be closed."""
+    page = level.keyframe
+    if level.ndim not in (2, 3) or "Z" in level.axes or "T" in level.axes:
+        raise SlideError(f"{path.name} holds a stack with axes {level.axes}, not one picture; export one plane of it.")
+    if len(level) > 4 or (len(level) > 1 and "C" not in level.axes):
+        raise SlideError(f"{path.name} holds {len(level)} pages of axes {level.axes} in one picture; export it as RGB.")
+    tiles_apart = page.planarconfig == 2 and page.samplesperpixel > 1
+    width, height = page.imagewidth, page.imagelength
+    tile_width, tile_height = page.tilewidth, page.tilelength
+    if not page.is_tiled:
+        tile_width, tile_height = width, min(page.rowsperstrip, height)
+    count = -(-width // tile_width) * -(-height // tile_height)
+    planes = []
+    for item in level.pages:
+        options = {"jpegtables": item.jpegtables, "jpegheader": item.jpegheader}
+        for sample in range(page.samplesperpixel if tiles_apart else 1):
+            part = slice(sample * count, (sample + 1) * count)
+            offsets, counts = array("q", item.dataoffsets[part]), array("q", item.databytecounts[part])
+            if len(offsets) < count or len(counts) < count:
+                raise SlideError(f"{path.name} lists {len(offsets)} of {count} tiles; it is damaged, copy it again.")
+            planes.append(Plane(offsets, counts, sample * count, options))
+    _check_codec(path, page)
+    jpeg = page.compression in (6, 7) and not page.jpegheader
+    return TileGrid(
+        width,
+        height,
+        tile_width,
+        tile_height,
+        tuple(planes),
+        page.decode,
+        _pixel_format(path, page, len(planes)),
+        jpeg,
+        page.is_tiled,
+    )
+
+
+def _check_codec(path: Path, page: Any) -> None:
+    from tifffile import TIFF
+
+    if page.compression == 1:
+        return
+    try:
+        TIFF.DECOMPRESSORS[page.compression]
+    except KeyError as error:
+        method = getattr(page.compression, "name", page.compression)
+        raise SlideError(f"{path.name} is compressed by unknown method {method}; export it as JPEG.") from error
+
+
+def _pixel_format(path: Path, page: Any, planes: int) -> PixelFormat:
+    """Say how a page's samples become RGB, or refuse."""
+    dtype = page.dtype
+    if dtype is None or dtype.kind not in "ub" or dtype.itemsize > 2:
+        raise SlideError(f"{path.name} stores {dtype} pixels; slides have 8 or 16 bits; convert it to 8-bit RGB.")
+    samples = max(page.samplesperpixel, planes)
+    photometric = getattr(page.photometric, "name", str(page.photometric))
+    jpeg = page.compression in (6, 7, 34892, 33007)
+    if (photometric == "YCBCR" and jpeg) or (photometric == "MINISBLACK" and samples in (3, 4)):
+        photometric = "RGB"  # the JPEG decoder converts; three grey planes are red, green and blue
+    if page.compression == 33003:
+        photometric = "YCBCR"  # Aperio's JPEG 2000 codestream in YCbCr, whatever the tag says
+    models = {"RGB": "rgb", "MINISBLACK": "grey", "MINISWHITE": "grey-inverted", "PALETTE": "palette", "YCBCR": "ycbcr"}
+    model = models.get(photometric)
+    if model is None or (model in ("rgb", "ycbcr") and samples < 3) or (page.is_subsampled and not jpeg):
+        raise SlideError(f"{path.name} stores {samples} samples of {photometric} colour; convert it to 8-bit RGB.")
+    palette = None
+    if model == "palette":
+        palette = np.ascontiguousarray((page.colormap.T >> 8).astype(np.uint8))  # (3, n) uint16 -> (n, 3)
+    bits = page.bitspersample if isinstance(page.bitspersample, int) else 8
+    return PixelFormat(model, bits, _alpha(page, samples - (1 if model.startswith("grey") else 3)), palette)
+
+
+def _alpha(page: Any, extra: int) -> str:
+    if extra < 1:
+        return "none"
+    kinds = tuple(page.extrasamples)
+    if not kinds:
+        return "straight" if extra == 1 else "none"
+    return {0: "none", 1: "premultiplied", 2: "straight"}.get(int(kinds[0]), "none")
+
+
+_OME_UNITS_UM = {"nm": 1e-3, "µm": 1.0, "μm": 1.0, "um": 1.0, "mm": 1e3, "cm": 1e4, "m": 1e6}
+
+
+def _stated_mpp(tiff: Any, properties: Mapping[str, Any], page: Any) -> tuple[float | None, float | None] | None:
+    """Pixel size as the file states it: OME or Ventana XML where there is one, else what tiffslide found."""
+    if tiff.is_ome:
+        found = _ome_mpp(tiff.ome_metadata or "")
+        if found is not None:
+            return found
+    if tiff.is_bif:
+        scan = re.search(r'ScanRes\s*=\s*"([0-9.eE+-]+)"', str(page.tags.valueof(700, default="") or page.description))
+        if scan:
+            return float(scan[1]), float(scan[1])
+    if properties:
+        x, y = (_number(properties.get(f"tiffslide.mpp-{axis}")) for axis in "xy")
+        return (x, y) if (x, y) != (None, None) else None
+    return _tag_mpp(page)
+
+
+def _ome_mpp(xml: str) -> tuple[float, float] | None:
+    pixels = re.search(r"<(?:\w+:)?Pixels\b[^>]*>", xml)
+    if pixels is None:
+        return None
+    values = []
+    for axis in "XY":
+        size = re.search(rf'\bPhysicalSize{axis}\s*=\s*"([^"]+)"', pixels[0])
+        unit = re.search(rf'\bPhysicalSize{axis}Unit\s*=\s*"([^"]+)"', pixels[0])
+        factor = _OME_UNITS_UM.get(unit[1] if unit else "µm")
+        number = _number(size[1]) if size else None
+        if factor is None or number is None:
+            return None
+        values.append(number * factor)
+    return values[0], values[1]
+
+
+def _tag_mpp(page: Any) -> tuple[float, float] | None:
+    unit_um = {2: 25400.0, 3: 10000.0}.get(int(page.tags.valueof("ResolutionUnit", default=1)))
+    values = [page.tags.valueof(f"{axis}Resolution", default=(0, 1)) for axis in "XY"]
+    if unit_um is None or any(top <= 0 or bottom <= 0 for top, bottom in values):
+        return None
+    (x_top, x_bottom), (y_top, y_bottom) = values
+    return unit_um * x_bottom / x_top, unit_um * y_bottom / y_top
+
+
+def _number(value: Any) -> float | None:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _public_properties(tiff: Any, properties: Mapping[str, Any], grid: TileGrid, page: Any) -> dict[str, str]:
+    """Facts about the scan; descriptions, dates, file names and identifiers stay out: they can name a patient."""
+    found = {
+        "vendor": properties.get("tiffslide.vendor"),
+        "objective_power": properties.get("tiffslide.objective-power"),
+        "format": "ome-tiff" if tiff.is_ome else "tiff",
+        "compression": getattr(page.compression, "name", str(page.compression)).lower(),
+        "tile": f"{grid.tile_width}x{grid.tile_height}" if page.is_tiled else "strips",
+        "icc_profile": "present" if 34675 in page.tags else None,
+    }
+    return {key: str(value) for key, value in found.items() if value is not None}
+
+
+def _orientation_warning(path: Path, page: Any) -> tuple[str, ...]:
+    orientation = page.tags.valueof(274, default=1)
+    if int(orientation) == 1:
+        return ()
+    return (orientation_warning(path, int(orientation)),)
+
+
+def _short(error: Exception) -> str:
+    text = str(error).splitlines()[0][:160] if str(error) else ""
+    return text or type(error).__name__
+
+
+@contextmanager
+def quiet(name: str) -> Iterator[None]:
+    """Turn what other libraries say about a file into our log, so that a user sees one sentence or none."""
+    here = threading.get_ident()
+
+    def to_our_log(record: logging.LogRecord) -> bool:
+        if record.thread != here:
+            return True
+        logger.debug("%s: %s", name, record.getMessage())
+        return False
+
+    theirs = logging.getLogger("tifffile")
+    with _WARNINGS_LOCK, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        theirs.addFilter(to_our_log)
+        try:
+            yield
+        finally:
+            theirs.removeFilter(to_our_log)
