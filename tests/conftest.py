@@ -42,21 +42,24 @@ def place_colours(
     Each pixel is the exact mean over its footprint, outside the slide white. Red tells x and green y to a fraction of a
     pixel, blue (a slow ramp over the whole slide) in which period.
     """
-    means, covers, ramps = [], [], []
-    for start, length, count, limit in zip(box[:2], box[2:], size, slide_size, strict=True):
-        edges = start + np.arange(count + 1) * length / count
-        inside = np.clip(edges, 0, limit)
-        covered = np.diff(inside)
-        safe = np.where(covered > 0, covered, 1.0)
-        means.append(np.diff(_wave_integral(inside)) / safe)
-        ramps.append((inside[1:] + inside[:-1]) / 2 / limit)
-        covers.append(covered / np.diff(edges))
-    cover = (covers[1][:, None] * covers[0][None, :])[..., None]  # (h, w, 1)
+    (red, x_ramp, x_cover), (green, y_ramp, y_cover) = (
+        _along_axis(box[axis], box[axis + 2], size[axis], slide_size[axis]) for axis in (0, 1)
+    )
+    cover = (y_cover[:, None] * x_cover[None, :])[..., None]  # (h, w, 1)
     colours = np.empty((size[1], size[0], 3))
-    colours[..., 0] = means[0][None, :]
-    colours[..., 1] = means[1][:, None]
-    colours[..., 2] = 127.5 * (ramps[0][None, :] + ramps[1][:, None])
+    colours[..., 0] = red[None, :]
+    colours[..., 1] = green[:, None]
+    colours[..., 2] = x_ramp[None, :] + y_ramp[:, None]
     return colours * cover + 255.0 * (1 - cover)
+
+
+def _along_axis(start: float, length: float, count: int, limit: int) -> tuple[NDArray[np.float64], ...]:
+    """Wave, ramp (half of the blue) and covered fraction of `count` pixels along one axis of a slide of `limit` px."""
+    edges = start + np.arange(count + 1) * length / count
+    inside = np.clip(edges, 0, limit)
+    covered = np.diff(inside)
+    wave = np.diff(_wave_integral(inside)) / np.where(covered > 0, covered, 1.0)
+    return wave, 127.5 * (inside[1:] + inside[:-1]) / 2 / limit, covered / np.diff(edges)
 
 
 def write_place_slide(
@@ -86,8 +89,12 @@ def write_place_slide(
     with tifffile.TiffWriter(path, bigtiff=size[0] * size[1] > 10**9) as tiff:
         for number, step in enumerate(downsamples):
             shape = step if isinstance(step, tuple) else (round(size[0] / step), round(size[1] / step))
-            colours = place_colours(size, (0, 0, *size), shape)
-            tiff.write(np.rint(colours).astype(np.uint8), subfiletype=int(number > 0), **tags)
+            (red, x_ramp, _), (green, y_ramp, _) = (_along_axis(0, size[i], shape[i], size[i]) for i in (0, 1))
+            pixels = np.empty((shape[1], shape[0], 3), np.uint8)
+            pixels[..., 0] = np.rint(red)[None, :]
+            pixels[..., 1] = np.rint(green)[:, None]
+            pixels[..., 2] = np.rint(x_ramp.astype(np.float32)[None, :] + y_ramp.astype(np.float32)[:, None])
+            tiff.write(pixels, subfiletype=int(number > 0), **tags)
     return path
 
 
