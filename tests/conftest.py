@@ -13,6 +13,9 @@ from numpy.typing import NDArray
 
 ROOT = Path(__file__).parents[1]
 
+if "QT_API" in os.environ:  # pytest-qt has a variable of its own, and would load another Qt where two are installed
+    os.environ.setdefault("PYTEST_QT_API", os.environ["QT_API"])
+
 
 @pytest.fixture(scope="session")
 def test_data() -> Path:
