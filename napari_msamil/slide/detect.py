@@ -19,7 +19,6 @@ OPENSLIDE_SUFFIXES = {
     ".mrxs": "a MIRAX slide",
     ".vms": "a Hamamatsu VMS slide",
     ".vmu": "a Hamamatsu VMU slide",
-    ".czi": "a Zeiss slide",
 }
 TIFF_SUFFIXES = {".tif", ".tiff", ".svs", ".ndpi", ".scn", ".bif", ".svslide", ".btf", ".qptiff"}
 FORMATS = "SVS, NDPI, SCN, BIF, tiled TIFF, OME-TIFF, PNG and JPEG, and with OpenSlide MIRAX and DICOM"
