@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
 MIN_SATURATION = 0.05
-"""Glass, JPEG noise and the tint of a lamp stay below."""
+"""Glass stays below, with JPEG noise; glass and tissue differ by more."""
 MAX_SATURATION = 0.12
 """Stained tissue, however pale, is mostly above."""
 _MIN_DARKNESS = 0.10  # the same limits for pictures without colour: 1 - brightest channel
@@ -48,8 +48,7 @@ def tissue_mask(rgb: NDArray[np.uint8]) -> NDArray[np.bool_]:
     low, high = MIN_SATURATION, MAX_SATURATION
     if np.quantile(value[usable], 0.99) < _COLOURLESS:
         value, low, high = 1 - brightest / 255.0, _MIN_DARKNESS, _MAX_DARKNESS
-    threshold = min(max(otsu(value[usable]), low), high)
-    return _tidy((value > threshold) & usable)
+    return _tidy((value > _guarded_otsu(value[usable], low, high)) & usable)
 
 
 def otsu(values: NDArray[np.floating]) -> float:
@@ -67,6 +66,15 @@ def otsu(values: NDArray[np.floating]) -> float:
     between = np.divide((mean[-1] * below - mean) ** 2, divisor, out=np.zeros(256), where=divisor > 0)
     best = np.flatnonzero(between >= between.max() - 1e-12)  # empty bins between two classes tie: take their middle
     return float(borders[1 + round(float(best.mean()))])
+
+
+def _guarded_otsu(values: NDArray[np.floating], low: float, high: float) -> float:
+    """Otsu's threshold where there are two kinds of pixels, else `high`: all glass or all tissue, whichever it is."""
+    threshold = otsu(values)
+    above = values > threshold
+    if not above.any() or above.all() or values[above].mean() - values[~above].mean() < low:
+        return high
+    return min(max(threshold, low), high)
 
 
 def _left_out(rgb: NDArray[np.uint8], brightest: NDArray[np.uint8]) -> NDArray[np.bool_]:

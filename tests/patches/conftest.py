@@ -36,7 +36,7 @@ class Waves:
         return np.random.default_rng(0).integers(0, 200, (rows, columns), dtype=np.uint8)
 
     def picture(self, level_size: tuple[int, int]) -> NDArray[np.uint8]:
-        """A level of the slide, (height, width, 3): its pixels cover the slide evenly, each has the colour of its centre."""
+        """A level of the slide, (height, width, 3): its pixels cover it evenly and have the colour of their centres."""
         x, y = ((np.arange(n) + 0.5) * self.size[axis] / n for axis, n in enumerate(level_size))
         out = np.empty((level_size[1], level_size[0], 3), dtype=np.uint8)
         out[..., 0] = np.round(128 + AMPLITUDE * np.sin(2 * np.pi * x / self.length[0]))

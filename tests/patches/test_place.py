@@ -1,17 +1,16 @@
 """A patch's pixels prove its place.
 
-Red and green of these slides are sines of x and y, blue tells the wavelength's cell (see conftest). How a patch's place is
-estimated, from nothing but its pixels: in its valid interior (all but a pixel and a half at the slide's edge) the phase of
-red along x and of green along y is fitted by least squares; phase times wavelength is the place of the interior's centre.
-It is compared with what the table says, in pixels of the patch's own scale. The same is done for both halves of the
-interior, so that a stretched patch fails too. Blue must be exactly that of the cells the patch lies on.
+Red and green of these slides are sines of x and y, blue tells the wavelength's cell (see conftest). How a patch's place
+is estimated, from nothing but its pixels: in its valid interior (all but a pixel and a half at the slide's edge) the
+phase of red along x and of green along y is fitted by least squares; phase times wavelength is the place of the
+interior's centre. It is compared with what the table says, in pixels of the patch's own scale. The same is done for
+both halves of the interior, so that a stretched patch fails too. Blue must be that of the cells the patch lies on.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -39,7 +38,7 @@ class Case:
     mpp: tuple[float, float]
 
 
-# Long slides: at the far end their levels are half a pixel and a whole one away from where a whole ratio would put them.
+# Long slides: at their far end, levels are half a pixel or a whole one from where a whole ratio would put them.
 A = ((79_996, 128), (20_000, 32), (5000, 8))  # 3.9998, 15.9992
 B = ((80_002, 128), (20_000, 32))  # 4.0001
 A_SHORT = ((19_999, 150), (5000, 37), (1250, 9))
