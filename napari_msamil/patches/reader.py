@@ -7,7 +7,7 @@ from collections.abc import Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
-from threading import Event
+from threading import Event, current_thread
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,6 +18,8 @@ from napari_msamil.patches.grid import PatchTable, footprint_ratios
 
 if TYPE_CHECKING:
     from napari_msamil.slide.slide import Slide
+
+_THREAD_NAME = "msamil-read"
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,7 +107,7 @@ def _stream(
     workers: int,
 ) -> Generator[PatchBatch, None, None]:
     stop = Event()
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="msamil-read")
+    pool = ThreadPoolExecutor(workers, thread_name_prefix=_THREAD_NAME)
     pending: deque[Future[PatchBatch]] = deque()
 
     def submit(count: int) -> None:
@@ -119,7 +121,8 @@ def _stream(
             yield batch
     finally:
         stop.set()
-        pool.shutdown(wait=True, cancel_futures=True)
+        # Garbage collection may close a forgotten generator in a reading thread, which cannot wait for itself.
+        pool.shutdown(wait=not current_thread().name.startswith(_THREAD_NAME), cancel_futures=True)
 
 
 def _read_batch(slide: Slide, table: PatchTable, rows: NDArray[np.int64], stop: Event) -> PatchBatch:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,8 +14,11 @@ from numpy.typing import NDArray
 from napari_msamil.errors import ReadError
 from napari_msamil.patches.grid import PatchTable, Scale, build_table
 from napari_msamil.patches.reader import read_order, read_patches
+from napari_msamil.patches.tissue import tissue_mask
+from napari_msamil.slide.slide import open_slide
 
 P = 8
+SHIFTS = [(0, 0), (0, 1), (1, 0), (0, -1), (-1, 0), (1, 1), (-1, -1)]
 
 
 class FakeSlide:
@@ -160,6 +164,22 @@ def test_a_failing_consumer_leaves_no_thread() -> None:
     assert reading_threads() == []
 
 
+def test_a_forgotten_generator_may_be_collected_in_a_reading_thread() -> None:
+    table = table_of(2000, 1500)
+    slide = FakeSlide(2000, 1500, lambda x, y: time.sleep(0.001))
+    batches = [read_patches(slide, table, all_rows(table), batch_size=50)]  # type: ignore[arg-type]
+    next(batches[0])
+    thread = threading.Thread(target=lambda: batches.pop().close(), name="msamil-read_0")
+    thread.start()
+    thread.join(timeout=5)
+    assert not thread.is_alive()
+    deadline = time.perf_counter() + 5
+    while reading_threads() and time.perf_counter() < deadline:
+        time.sleep(0.01)
+    assert reading_threads() == []
+    assert len(slide.reads) < len(table)
+
+
 def test_r24_reading_ahead_is_bounded() -> None:
     slide, table = FakeSlide(2000, 1500), table_of(2000, 1500)
     batches = read_patches(slide, table, all_rows(table), batch_size=10, prefetch=3)  # type: ignore[arg-type]
@@ -184,3 +204,31 @@ def test_a_table_of_another_slide_and_impossible_settings_are_refused_at_once() 
     mixed = build_table((200, 150), (0.5, 0.5), scales=(Scale(0.5, 16), Scale(1, 8)), tissue=yes, lesion=yes)
     with pytest.raises(ValueError, match=r"\[8, 16\] px do not fit one batch"):
         read_patches(FakeSlide(200, 150), mixed, all_rows(mixed), batch_size=4)  # type: ignore[arg-type]
+
+
+@pytest.mark.data
+@pytest.mark.parametrize(
+    ("name", "mpp"),
+    [("tubularadenoma-flat_HE.tif", 0.5), ("crohn_HE4_20x.tif", None), ("CMU-1-Small-Region.svs", None)],
+)
+def test_on_real_slides_four_children_shrunk_are_their_parent(test_data: Path, name: str, mpp: float | None) -> None:
+    with open_slide(test_data / "slides" / name, mpp) as slide:
+        assert slide.mpp is not None
+        tissue = tissue_mask(slide.read(0, 0, slide.width, slide.height, size=(256, 256)))
+        scales = (Scale(0.5, 128), Scale(1.0, 128), Scale(2.0, 128))
+        table = build_table((slide.width, slide.height), slide.mpp, scales=scales, tissue=tissue, lesion=tissue)
+        middle = table.rows_at(2)[table.tissue[table.rows_at(2)] > 0.9][:3]
+        family = np.flatnonzero(np.isin(table.parent, middle) | np.isin(np.arange(len(table)), middle))
+        family = np.union1d(family, np.flatnonzero(np.isin(table.parent, family)))
+        pixels = {}
+        for batch in read_patches(slide, table, family, batch_size=8):
+            assert batch.failed == ()
+            pixels.update(zip(batch.rows.tolist(), batch.pixels.astype(float), strict=True))
+    parents = [row for row in pixels if table.scale[row] > 0]
+    assert len(parents) == 5 * len(middle) > 0
+    for row in parents:
+        a, b, c, d = (pixels[child] for child in np.flatnonzero(table.parent == row))  # by x, then y
+        mosaic = np.vstack([np.hstack([a, c]), np.hstack([b, d])])
+        shrunk = mosaic.reshape(128, 2, 128, 2, 3).mean(axis=(1, 3))
+        off = {shift: np.abs(np.roll(shrunk, shift, axis=(0, 1)) - pixels[row]).mean() for shift in SHIFTS}
+        assert min(off, key=off.__getitem__) == (0, 0)  # levels are the scanner's own: similar, not equal
