@@ -143,7 +143,7 @@ def make_places(size: tuple[int, int], *, step: int, offset: int, count: int) ->
 
 
 def run(quick: bool = False, slide: Path | None = None) -> list[dict[str, Any]]:
-    """Measure; rows with name, value (ours, places per CPU-second), unit, baseline, ratio (ours / baseline), target, met."""
+    """Measure: one row per case and competitor; value is ours, ratio is ours against the baseline."""
     path = slide or _default_slide()
     with open_slide(path, MPP) as opened:
         size = (opened.width, opened.height)
