@@ -123,6 +123,28 @@ def test_r12_a_read_error_marks_its_row_and_never_gives_pixels() -> None:
     assert failed[row] == f"fake.tif: the tile at 64, {table.coords[row, 1]} is cut off"
 
 
+def test_r12_a_cut_file_gives_the_patches_before_the_cut_and_a_reason_for_each_after_it(
+    write_waves: Callable[..., tuple[Path, object]],
+) -> None:
+    path, _ = write_waves([(512, 512)], (24.0, 24.0), tile_px=64)
+    whole = path.read_bytes()
+    yes = np.ones((1, 1), dtype=bool)
+    table = build_table((512, 512), (0.5, 0.5), scales=(Scale(0.5, 64), Scale(1.0, 64)), tissue=yes, lesion=yes)
+    with open_slide(path, 0.5) as slide:
+        right = np.concatenate([batch.pixels for batch in read_patches(slide, table, all_rows(table), batch_size=99)])
+        order = read_order(table, all_rows(table))
+    path.write_bytes(whole[: len(whole) - 3 * 8 * 64 * 64 * 3])  # without the last three rows of tiles
+    failed: dict[int, str] = {}
+    with open_slide(path, 0.5) as slide:
+        for batch in read_patches(slide, table, all_rows(table), batch_size=7):
+            failed.update(batch.failed)
+            for row, pixels in zip(batch.rows.tolist(), batch.pixels, strict=True):
+                np.testing.assert_array_equal(pixels, right[order.tolist().index(row)])
+    bottom = table.coords[:, 1] + np.where(table.scale == 0, 64, 128)
+    assert set(failed) == set(np.flatnonzero(bottom > 320).tolist())
+    assert all("waves.svs cannot be read" in reason for reason in failed.values())
+
+
 def test_another_error_in_the_reading_thread_reaches_the_consumer_and_ends_the_reading() -> None:
     def faulty(x: float, y: float) -> None:
         if x == 64:
