@@ -51,7 +51,7 @@ class Recipe:
     """How much work each stage does; `sized` makes it smaller or larger as a whole."""
 
     segment: int = 450
-    patches: int = 1400
+    patches: int = 1000
     end_to_end: int = 220
     mil: int = 400
     seed: int = 0
@@ -73,7 +73,7 @@ def demo_card() -> Card:
         name="demo: colon, adenocarcinoma or not",
         segmenter=SegmenterConfig(encoder="tu-mobilenetv3_small_100", decoder_channels=(64, 48, 32, 24, 16)),
         extractor=ExtractorConfig(
-            encoder="mobilenetv4_conv_small", out_dim=256, proj="pre", layers=2, heads=4, hidden=512
+            encoder="mobilenetv3_small_100", out_dim=256, proj="pre", layers=2, heads=4, hidden=512
         ),
         lesion_label="neoplasia (intraepithelial neoplasia, serrated adenoma, adenocarcinoma)",
     )
