@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import napari.viewer
 
 DEMO, FILE = "demo", "file"
-MODELS = (("Demo model (synthetic and EBHI-Seg colon)", DEMO), ("Model file …", FILE))
+MODELS = (("Demo model (colon)", DEMO), ("Model file …", FILE))
 DEVICES = (("Automatic", "auto"), ("CPU", "cpu"), ("GPU (CUDA)", "cuda"), ("Apple GPU (MPS)", "mps"))
 WHOLE = "Whole slide"
 

@@ -176,6 +176,7 @@ def mark_view(viewer: napari.viewer.Viewer) -> None:
     if shown:
         text.text = "\n".join([*lines, RESEARCH_USE])
         text.position = "bottom_left"
+        text.font_size = 9
         text.box = True
         text.visible = True
     elif ours:

@@ -185,7 +185,7 @@ class MilPanel(QScrollArea):
         self._end_run()
         self._results[tag(layer)["slide"]] = prediction
         layers.show(self._viewer, layer, prediction, values=self.result.values.value)
-        self._say(f"Done in {prediction.seconds['total']:.1f} s.")
+        self._say("")
         self.form.choose(layer)
         self._update()
 
@@ -209,6 +209,10 @@ class MilPanel(QScrollArea):
 
     # --- looking ---------------------------------------------------------------------------------------------------
 
+    def result_of(self, layer: napari.layers.Image) -> Prediction | None:
+        """The latest result of a slide layer, if there is one."""
+        return self._results.get(tag(layer)["slide"])
+
     def _uid(self) -> str:
         return "" if self.form.layer is None else str(tag(self.form.layer)["slide"])
 
@@ -231,7 +235,7 @@ class MilPanel(QScrollArea):
             self.save(folder)
 
     def save(self, folder: str | Path) -> None:
-        """Write the chosen slide's result below a folder, in the background; an earlier result there is not replaced."""
+        """Write the chosen slide's result below a folder, in the background; an earlier one there is never replaced."""
         worker = create_worker(_write, self._results[self._uid()], folder, _start_thread=False, _ignore_errors=True)
         worker.returned.connect(self._on_saved)
         self.result.save.enabled = False
@@ -280,13 +284,15 @@ class MilPanel(QScrollArea):
     def _on_removed(self, event: Any) -> None:
         layer = event.value
         layer.events.name.disconnect(self._on_layers)
+        stopped = layer == self._run_layer and self._run is not None
+        if stopped:
+            self._run.abandon()  # type: ignore[union-attr]
+            self._end_run()
         if tag(layer).get("role") == SLIDE:
-            if layer is self._run_layer and self._run is not None:
-                self._run.abandon()
-                self._end_run()
-                self._say("Stopped: the slide was removed.")
             self._results.pop(tag(layer)["slide"], None)
         self._on_layers()
+        if stopped:
+            self._say("Stopped: the slide was removed.")
 
     def _on_layers(self, event: Any = None) -> None:
         self.form.refresh()

@@ -48,7 +48,8 @@ class ResultView(QWidget):
         self.facts.setWordWrap(True)
         self.facts.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
         self.bars = QGridLayout()
-        self.bars.setColumnStretch(1, 1)
+        self.bars.setColumnStretch(0, 1)
+        self.bars.setVerticalSpacing(2)
         self.scale = ComboBox(choices=[OFF], tooltip="Which scale's attention lies over the slide")
         self.back = PushButton(text="◀", tooltip="Next coarser scale")
         self.forward = PushButton(text="▶", tooltip="Next finer scale")
@@ -110,26 +111,29 @@ class ResultView(QWidget):
         said = [text for text in (prediction.fallback, *prediction.notes) if text]
         if prediction.read_errors:
             said.append(f"{len(prediction.read_errors)} patches could not be read and were left out.")
-        self.warning.setText("\n".join(f"⚠ {text}" for text in said))
+        self.warning.setText("\n".join(f"⚠ {text[:1].upper()}{text[1:]}" for text in said))
         self.warning.setVisible(bool(said))
         self.facts.setText(facts(prediction))
 
     def _fill_bars(self, prediction: Prediction) -> None:
         while (item := self.bars.takeAt(0)) is not None:
+            item.widget().hide()  # deletion waits for the event loop, and would show the old names until then
             item.widget().deleteLater()
         order = sorted(range(len(prediction.classes)), key=lambda i: -prediction.probabilities[i])
-        for row, index in enumerate(order):
+        for place, index in enumerate(order):
             probability = float(prediction.probabilities[index])
+            name = QLabel(prediction.classes[index])
+            name.setWordWrap(True)
+            number = QLabel(percent(probability))
+            number.setAlignment(Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignVCenter)
             bar = QProgressBar()
             bar.setRange(0, 1000)
             bar.setValue(round(1000 * probability))
             bar.setTextVisible(False)
-            bar.setMaximumHeight(12)
-            name = QLabel(prediction.classes[index])
-            number = QLabel(percent(probability))
-            number.setAlignment(Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignVCenter)
-            for column, widget in enumerate((name, bar, number)):
-                self.bars.addWidget(widget, row, column)
+            bar.setFixedHeight(8)
+            self.bars.addWidget(name, 2 * place, 0)
+            self.bars.addWidget(number, 2 * place, 1)
+            self.bars.addWidget(bar, 2 * place + 1, 0, 1, 2)
 
 
 def percent(probability: float) -> str:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 import time
 from contextlib import closing
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from napari.qt.threading import create_worker
@@ -79,6 +81,7 @@ class Run(QObject):
     def start(self) -> None:
         """Begin; returns at once."""
         tune_allocator()  # before the thread exists: a thread keeps the memory arena it began with
+        _keep_triton_out()
         self._worker.start()
 
     def cancel(self) -> None:
@@ -110,6 +113,17 @@ class Run(QObject):
             self.cancelled.emit()
         else:
             self.succeeded.emit(prediction)
+
+
+def _keep_triton_out() -> None:
+    """Make torch do without triton where Mesa has loaded LLVM, as it does for software and AMD rendering on Linux.
+
+    torchvision imports triton, whose library brings an LLVM of its own; its symbols get bound to Mesa's, which are
+    global, and the process dies with a segmentation fault. Only torch.compile needs triton; nothing here compiles.
+    """
+    if sys.platform.startswith("linux") and "triton" not in sys.modules:
+        if "libLLVM" in Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace"):
+            sys.modules["triton"] = None  # type: ignore[assignment]  # Python's way to say "not installed"
 
 
 STAGES = {

@@ -1,0 +1,198 @@
+"""A result as layers: each lies on the tissue it is about, says what it shows, and carries µm."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from napari.components import ViewerModel
+from napari.layers import Image, Labels
+
+from napari_msamil.inference.classify import classify
+from napari_msamil.inference.prediction import RESEARCH_USE, Prediction
+from napari_msamil.plugin import compat, layers, regions, slides
+
+
+@pytest.fixture(scope="module")
+def prediction(tmp_path_factory: pytest.TempPathFactory, model_file: Path) -> Prediction:
+    from napari_msamil.slide.sample import write_sample_slide
+
+    path = write_sample_slide(tmp_path_factory.mktemp("slide") / "sample.tif", size_px=1024)
+    return classify(path, model_file)
+
+
+@pytest.fixture
+def viewer() -> Any:
+    return ViewerModel()
+
+
+@pytest.fixture
+def slide_layer(viewer: Any, prediction: Prediction) -> Image:
+    data, keywords, _ = slides.layer_data(prediction.slide_path)
+    layer = viewer.add_image(data, **keywords)
+    slides.watch(viewer)
+    return layer
+
+
+def edges(layer: Any) -> np.ndarray:
+    """Outer borders of a layer in µm, [[top, left], [bottom, right]]."""
+    return np.asarray(layer.extent.world) + np.array([[-0.5], [0.5]]) * np.asarray(layer.scale)
+
+
+def test_the_lesion_mask_covers_the_slide_exactly(viewer: Any, slide_layer: Image, prediction: Prediction) -> None:
+    mask = layers.show(viewer, slide_layer, prediction)[0]
+    assert isinstance(mask, Labels)
+    assert np.allclose(edges(mask), edges(slide_layer), atol=1e-6)
+    assert mask.data.dtype == np.uint8
+
+
+@pytest.mark.parametrize("scale", [0, 1, 2])
+def test_every_heatmap_cell_lies_on_its_patch(
+    viewer: Any, slide_layer: Image, prediction: Prediction, scale: int
+) -> None:
+    layers.show(viewer, slide_layer, prediction)
+    name = prediction.table.scales[scale].name
+    [heatmap] = [
+        a for a in layers.result_layers(viewer, slides.tag(slide_layer)["slide"]) if slides.tag(a).get("scale") == name
+    ]
+    shown = prediction.heatmap(scale).array
+    table = prediction.table
+    width, height = table.footprint(scale)
+    for row in table.rows_at(scale):
+        centre_px = (table.grid[row] + 0.5) * (width, height)  # level-0 px, (x, y), from the corner
+        world = slide_layer.data_to_world(centre_px[::-1] - 0.5)
+        cell = tuple(np.round(heatmap.world_to_data(world)).astype(int))
+        assert np.allclose(heatmap.world_to_data(world), cell, atol=1e-6)
+        assert heatmap.data[cell] == shown[cell]
+        assert np.isfinite(shown[cell])
+
+
+def test_heatmaps_look_the_same_for_every_slide(viewer: Any, slide_layer: Image, prediction: Prediction) -> None:
+    _, *maps = layers.show(viewer, slide_layer, prediction)
+    for layer in maps:
+        assert layer.data.dtype == np.float32
+        assert tuple(layer.contrast_limits) == (0.0, 1.0)
+        assert layer.interpolation2d == "nearest"
+        assert layer.opacity == pytest.approx(0.5)
+        assert layer.colormap.name == layers.COLORMAP
+        assert slides.tag(layer)["role"] == "heatmap"
+    assert [slides.tag(layer)["scale"] for layer in maps] == ["2.5x", "5x", "10x"]
+    assert [layer.visible for layer in maps] == [False, False, True]
+
+
+def test_patches_never_looked_at_are_transparent(viewer: Any, slide_layer: Image, prediction: Prediction) -> None:
+    *_, finest = layers.show(viewer, slide_layer, prediction)
+    assert np.isnan(finest.data).any(), "the sample has glass between its tissue"
+    assert finest.colormap.map(np.array([np.nan]))[0, 3] == 0
+
+
+def test_all_layers_stay_in_micrometres(viewer: Any, slide_layer: Image, prediction: Prediction) -> None:
+    layers.show(viewer, slide_layer, prediction)
+    regions.add_region_layer(viewer, slide_layer)
+    assert [str(unit) for unit in viewer.layers.extent.units] == ["micrometer", "micrometer"]
+    assert {layer.axis_labels for layer in viewer.layers} == {("y", "x")}
+
+
+def test_a_second_result_replaces_the_first(viewer: Any, slide_layer: Image, prediction: Prediction) -> None:
+    first = layers.show(viewer, slide_layer, prediction)
+    second = layers.show(viewer, slide_layer, prediction)
+    assert len(viewer.layers) == 5
+    assert not set(first) & set(viewer.layers)
+    assert {slides.tag(a)["run"] for a in second} != {slides.tag(a)["run"] for a in first}
+
+
+def test_the_camera_stays_where_it_is(viewer: Any, slide_layer: Image, prediction: Prediction) -> None:
+    camera = compat.camera(viewer)
+    camera.center, camera.zoom = (0, 123.0, 456.0), 3.0
+    layers.show(viewer, slide_layer, prediction)
+    assert camera.center[-2:] == (123.0, 456.0)
+    assert camera.zoom == 3.0
+
+
+def test_the_canvas_says_what_is_shown_and_that_it_is_for_research(
+    viewer: Any, slide_layer: Image, prediction: Prediction
+) -> None:
+    layers.show(viewer, slide_layer, prediction)
+    text = compat.overlay(viewer, "text")
+    uid = slides.tag(slide_layer)["slide"]
+    assert text.visible
+    assert RESEARCH_USE in text.text
+    assert "10x: attention rank" in text.text
+    layers.show_scale(viewer, uid, "2.5x")
+    assert "2.5x: attention rank" in text.text
+    layers.set_values(viewer, uid, prediction, "relative")
+    assert "1 = average" in text.text
+    layers.remove_result(viewer, uid)
+    layers.mark_view(viewer)
+    assert not text.visible
+
+
+def test_relative_values_have_a_fixed_scale_of_their_own(
+    viewer: Any, slide_layer: Image, prediction: Prediction
+) -> None:
+    *_, finest = layers.show(viewer, slide_layer, prediction)
+    layers.set_values(viewer, slides.tag(slide_layer)["slide"], prediction, "relative")
+    assert tuple(finest.contrast_limits) == prediction.heatmap(0, values="relative").limits
+    assert np.array_equal(finest.data, prediction.heatmap(0, values="relative").array, equal_nan=True)
+
+
+def test_calibrating_moves_every_layer_of_the_slide_and_the_camera_along(viewer: Any, bare_file: Path) -> None:
+    data, keywords, _ = slides.layer_data(bare_file)
+    layer = viewer.add_image(data, **keywords)
+    region = regions.add_region_layer(viewer, layer)
+    camera = compat.camera(viewer)
+    camera.center, camera.zoom = (0, 400.0, 600.0), 2.0
+    slides.calibrate(viewer, layer, 0.25)
+    for one in (layer, region):
+        assert one.scale == pytest.approx([0.25, 0.25])
+        assert [str(unit) for unit in one.units] == ["micrometer", "micrometer"]
+    assert camera.center[-2:] == pytest.approx((100.0, 150.0))
+    assert camera.zoom == pytest.approx(8.0)
+    assert slides.mpp_of(layer) == (0.25, 0.25)
+
+
+def test_removing_a_slide_gives_its_memory_and_its_file_back(viewer: Any, slide_layer: Image) -> None:
+    slide = slides.slide_of(slide_layer)
+    slides.CACHE.clear()
+    np.asarray(slide_layer.data[0][:50, :50])
+    assert slides.CACHE.nbytes > 0
+    viewer.layers.remove(slide_layer)
+    assert slides.CACHE.nbytes == 0
+    with pytest.raises(Exception, match="closed"):
+        slide.read_level(0, 0, 0, 5, 5)
+
+
+def test_drawn_shapes_become_polygons_in_level_0_pixels(viewer: Any, slide_layer: Image) -> None:
+    shapes = regions.add_region_layer(viewer, slide_layer)
+    # napari counts from the centre of the first pixel: its outer corner is (-0.5, -0.5).
+    shapes.add_rectangles([[[-0.5, 9.5], [-0.5, 109.5], [49.5, 109.5], [49.5, 9.5]]])
+    [polygon] = regions.polygons(shapes, slide_layer)
+    assert polygon.exterior.min(axis=0) == pytest.approx([10, 0])
+    assert polygon.exterior.max(axis=0) == pytest.approx([110, 50])
+
+
+def test_only_selected_shapes_count_where_some_are_selected(viewer: Any, slide_layer: Image) -> None:
+    shapes = regions.add_region_layer(viewer, slide_layer)
+    shapes.add_rectangles([[[0, 0], [0, 10], [10, 10], [10, 0]], [[50, 50], [50, 90], [90, 90], [90, 50]]])
+    shapes.selected_data = set()
+    assert len(regions.polygons(shapes, slide_layer)) == 2
+    shapes.selected_data = {1}
+    [polygon] = regions.polygons(shapes, slide_layer)
+    assert polygon.exterior.min() == pytest.approx(50.5)
+
+
+def test_an_ellipse_is_followed_not_boxed(viewer: Any, slide_layer: Image) -> None:
+    shapes = regions.add_region_layer(viewer, slide_layer)
+    shapes.add_ellipses([[[0, 0], [0, 200], [100, 200], [100, 0]]])
+    [polygon] = regions.polygons(shapes, slide_layer)
+    x, y = polygon.exterior.T - 0.5
+    assert ((x - 100) / 100) ** 2 + ((y - 50) / 50) ** 2 == pytest.approx(np.ones(len(x)))
+
+
+def test_lines_enclose_nothing_and_are_refused_by_name(viewer: Any, slide_layer: Image) -> None:
+    shapes = regions.add_region_layer(viewer, slide_layer)
+    shapes.add_lines([[[0, 0], [10, 10]]])
+    with pytest.raises(Exception, match="no closed shape"):
+        regions.polygons(shapes, slide_layer)

@@ -1,0 +1,319 @@
+"""The panel, used as a person uses it: buttons pressed in a real napari window."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from qtpy.QtCore import QMimeData, QPointF, Qt, QUrl
+from qtpy.QtGui import QDropEvent
+from qtpy.QtWidgets import QLabel
+
+from napari_msamil.errors import ModelFileError
+from napari_msamil.inference import classify as classify_module
+from napari_msamil.inference.classify import Progress, classify
+from napari_msamil.inference.prediction import RESEARCH_USE
+from napari_msamil.plugin import compat, slides
+
+pytestmark = pytest.mark.gui
+
+SECONDS = 120_000  # milliseconds; far more than a run takes, so that only a hang fails
+
+
+@pytest.fixture
+def slow(monkeypatch: pytest.MonkeyPatch) -> Generator[dict[str, threading.Event], None, None]:
+    """Replace the classification by one that goes on until it is closed; tells when it began and when it was closed."""
+    state = {"began": threading.Event(), "closed": threading.Event()}
+
+    def steps(request: Any) -> Generator[Progress, None, None]:
+        try:
+            for done in range(10**6):
+                yield Progress("patches", done, 10**6, 99.0)
+                state["began"].set()
+                state["closed"].wait(0.01)
+        finally:
+            state["closed"].set()
+
+    monkeypatch.setattr(classify_module, "classify_steps", steps)
+    yield state
+    state["closed"].set()
+
+
+def run(panel: Any, qtbot: Any) -> None:
+    panel.run_button.native.click()
+    qtbot.waitUntil(lambda: not panel.running, timeout=SECONDS)
+
+
+def texts(panel: Any) -> str:
+    return "\n".join(label.text() for label in panel.findChildren(QLabel) if not label.isHidden())
+
+
+def layer_names(viewer: Any) -> list[str]:
+    return [layer.name for layer in viewer.layers]
+
+
+def test_a_click_classifies_and_shows_mask_and_one_map_per_scale(
+    panel: Any, viewer: Any, slide_file: Path, qtbot: Any
+) -> None:
+    panel.open_slide(slide_file)
+    run(panel, qtbot)
+    assert layer_names(viewer) == [
+        "square", "square | lesion", "square | attention 2.5x", "square | attention 5x", "square | attention 10x",
+    ]  # fmt: skip
+    assert not panel.result.isHidden()
+    assert [str(unit) for unit in viewer.layers.extent.units] == ["micrometer", "micrometer"]
+    said = texts(panel)
+    assert RESEARCH_USE in said
+    assert "Device: cpu" in said
+    assert "benign" in said
+    assert "malignant" in said
+    assert panel.result.headline.text().split()[0] in ("benign", "malignant")
+
+
+def test_the_panel_and_the_command_line_function_give_the_same_probabilities(
+    panel: Any, slide_file: Path, model_file: Path, qtbot: Any
+) -> None:
+    layer = panel.open_slide(slide_file)
+    run(panel, qtbot)
+    shown = panel.result_of(layer)
+    told = classify(slide_file, model_file, device="cpu")
+    assert shown.classes == told.classes
+    assert shown.probabilities == pytest.approx(told.probabilities, abs=1e-5)
+    assert shown.attention == pytest.approx(told.attention, abs=1e-6)
+    assert shown.model_sha256 == told.model_sha256
+
+
+def test_cancel_stops_at_the_next_step_and_leaves_no_layer(
+    panel: Any, viewer: Any, slide_file: Path, slow: Any, qtbot: Any
+) -> None:
+    panel.open_slide(slide_file)
+    panel.run_button.native.click()
+    qtbot.waitUntil(slow["began"].is_set, timeout=SECONDS)
+    qtbot.waitUntil(lambda: "per s" in panel.status.text(), timeout=SECONDS)
+    assert "Reading patches" in panel.status.text()
+    assert "1:39 left" in panel.status.text()
+    assert not panel.run_button.enabled
+    panel.cancel_button.native.click()
+    qtbot.waitUntil(lambda: not panel.running, timeout=SECONDS)
+    assert slow["closed"].is_set(), "the generator's files are closed by the time the panel says so"
+    assert panel.status.text() == "Cancelled."
+    assert layer_names(viewer) == ["square"]
+    assert panel.run_button.enabled
+
+
+def test_an_error_is_said_in_one_sentence_and_the_next_run_works(
+    panel: Any, slide_file: Path, tmp_path: Path, model_file: Path, qtbot: Any
+) -> None:
+    broken = tmp_path / "cut.safetensors"
+    broken.write_bytes(model_file.read_bytes()[:1000])
+    panel.open_slide(slide_file)
+    panel.form.file.value = broken
+    run(panel, qtbot)
+    assert "cut.safetensors" in panel.status.text()
+    assert "Traceback" not in panel.status.text()
+    panel.form.file.value = model_file
+    run(panel, qtbot)
+    assert not panel.result.isHidden()
+
+
+@pytest.mark.parametrize("error", [RuntimeError("shapes differ"), MemoryError(), ModelFileError("said plainly")])
+def test_any_exception_of_the_run_ends_as_a_message(
+    panel: Any, slide_file: Path, qtbot: Any, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def steps(request: Any) -> Generator[Progress, None, None]:
+        yield Progress("open", 0, 1)
+        raise error
+
+    monkeypatch.setattr(classify_module, "classify_steps", steps)
+    panel.open_slide(slide_file)
+    run(panel, qtbot)
+    expected = str(error) if isinstance(error, ModelFileError) else type(error).__name__
+    assert expected in panel.status.text()
+
+
+def test_closing_the_dock_stops_the_run(panel: Any, viewer: Any, slide_file: Path, slow: Any, qtbot: Any) -> None:
+    panel.open_slide(slide_file)
+    panel.run_button.native.click()
+    qtbot.waitUntil(slow["began"].is_set, timeout=SECONDS)
+    viewer.window.remove_dock_widget(panel)
+    qtbot.waitUntil(slow["closed"].is_set, timeout=SECONDS)
+    viewer.layers[0].name = "renamed after the panel has gone"
+    viewer.layers.clear()
+
+
+def test_closing_the_window_stops_the_run(panel: Any, viewer: Any, slide_file: Path, slow: Any, qtbot: Any) -> None:
+    panel.open_slide(slide_file)
+    panel.run_button.native.click()
+    qtbot.waitUntil(slow["began"].is_set, timeout=SECONDS)
+    viewer.close()
+    qtbot.waitUntil(slow["closed"].is_set, timeout=SECONDS)
+
+
+def test_removing_the_slide_during_its_run_stops_it(
+    panel: Any, viewer: Any, slide_file: Path, slow: Any, qtbot: Any
+) -> None:
+    layer = panel.open_slide(slide_file)
+    panel.run_button.native.click()
+    qtbot.waitUntil(slow["began"].is_set, timeout=SECONDS)
+    viewer.layers.remove(layer)
+    assert not panel.running
+    assert "removed" in panel.status.text()
+    qtbot.waitUntil(slow["closed"].is_set, timeout=SECONDS)
+    qtbot.wait(50)
+    assert len(viewer.layers) == 0
+
+
+def test_a_renamed_slide_is_still_the_slide(panel: Any, viewer: Any, slide_file: Path, qtbot: Any) -> None:
+    layer = panel.open_slide(slide_file)
+    layer.name = "case 7"
+    assert panel.form.slide.native.currentText() == "case 7"
+    run(panel, qtbot)
+    viewer.layers[-1].name = "my map"
+    layer.name = "case 8"
+    run(panel, qtbot)
+    assert len(viewer.layers) == 5
+    assert layer_names(viewer)[1] == "case 8 | lesion"
+
+
+def test_two_slides_keep_their_results_apart(panel: Any, viewer: Any, make_slide: Any, qtbot: Any) -> None:
+    first = panel.open_slide(make_slide("first.tif", seed=1))
+    run(panel, qtbot)
+    second = panel.open_slide(make_slide("second.tif", seed=2))
+    assert panel.form.layer == second
+    assert panel.result.isHidden(), "the second slide has no result yet"
+    run(panel, qtbot)
+    assert len(viewer.layers) == 10
+    panel.form.choose(first)
+    assert not panel.result.isHidden()
+    viewer.layers.remove(second)
+    assert panel.form.layer == first
+    assert panel.result_of(first) is not None
+
+
+def test_a_slide_without_pixel_size_asks_for_it_and_becomes_calibrated(
+    panel: Any, viewer: Any, bare_file: Path, qtbot: Any
+) -> None:
+    layer = panel.open_slide(bare_file)
+    assert not panel.run_button.enabled
+    assert "µm per pixel" in panel.status.text()
+    assert not panel.form.mpp.native.isHidden()
+    panel.form.mpp.value = 1.0
+    assert panel.run_button.enabled
+    run(panel, qtbot)
+    assert layer.scale == pytest.approx([1.0, 1.0])
+    assert [str(unit) for unit in viewer.layers.extent.units] == ["micrometer", "micrometer"]
+    assert panel.result_of(layer).mpp == (1.0, 1.0)
+    assert panel.result_of(layer).mpp_source == "explicit"
+
+
+def test_a_slide_with_pixel_size_does_not_ask(panel: Any, slide_file: Path) -> None:
+    panel.open_slide(slide_file)
+    assert panel.form.mpp.native.isHidden()
+    assert panel.run_button.enabled
+
+
+def test_the_scale_buttons_show_one_map_at_a_time(panel: Any, viewer: Any, slide_file: Path, qtbot: Any) -> None:
+    panel.open_slide(slide_file)
+    run(panel, qtbot)
+    seen = []
+    for _ in range(4):
+        visible = [
+            slides.tag(a)["scale"] for a in viewer.layers if slides.tag(a).get("role") == "heatmap" and a.visible
+        ]
+        seen.append(visible)
+        panel.result.back.native.click()
+    assert seen == [["10x"], ["5x"], ["2.5x"], []]
+
+
+def test_values_and_opacity_change_all_maps(panel: Any, viewer: Any, slide_file: Path, qtbot: Any) -> None:
+    panel.open_slide(slide_file)
+    run(panel, qtbot)
+    panel.result.values.value = "relative"
+    panel.result.opacity.value = 0.25
+    maps = [a for a in viewer.layers if slides.tag(a).get("role") == "heatmap"]
+    assert {tuple(a.contrast_limits) for a in maps} == {(0.0, 4.0)}
+    assert [a.opacity for a in maps] == pytest.approx([0.25] * 3)
+
+
+def test_the_result_is_saved_as_the_command_line_saves_it(
+    panel: Any, slide_file: Path, tmp_path: Path, qtbot: Any
+) -> None:
+    panel.open_slide(slide_file)
+    run(panel, qtbot)
+    panel.save(tmp_path / "out")
+    qtbot.waitUntil(lambda: "Saved to" in panel.status.text(), timeout=SECONDS)
+    saved = json.loads((tmp_path / "out" / "square" / "prediction.json").read_text())
+    assert saved["predicted"] in panel.result.headline.text()
+    panel.save(tmp_path / "out")
+    qtbot.waitUntil(lambda: "is there already" in panel.status.text(), timeout=SECONDS)
+
+
+def test_a_drawn_region_limits_the_patches(panel: Any, viewer: Any, slide_file: Path, qtbot: Any) -> None:
+    layer = panel.open_slide(slide_file)
+    panel.form.draw.native.click()
+    shapes = viewer.layers[-1]
+    assert panel.form.region.value == shapes
+    run(panel, qtbot)
+    assert "no closed shape" in panel.status.text()
+    shapes.add_rectangles([[[180, 300], [180, 550], [400, 550], [400, 300]]])
+    run(panel, qtbot)
+    table = panel.result_of(layer).table
+    centres = table.coords + np.array([table.footprint(int(s)) for s in table.scale]) / 2
+    assert ((centres > [200, 80]) & (centres < [650, 500])).all()
+
+
+def test_a_dropped_file_opens_as_from_the_button(panel: Any, viewer: Any, slide_file: Path) -> None:
+    mime = QMimeData()
+    mime.setUrls([QUrl.fromLocalFile(str(slide_file))])
+    copy, left, none = Qt.DropAction.CopyAction, Qt.MouseButton.LeftButton, Qt.KeyboardModifier.NoModifier
+    point = QPointF(5, 5)
+    panel.dropEvent(QDropEvent(point, copy, mime, left, none))
+    assert layer_names(viewer) == ["square"]
+    assert panel.form.layer == viewer.layers[0]
+
+
+def test_a_file_that_is_no_slide_is_refused_with_its_name(
+    panel: Any, viewer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from napari_msamil.plugin import panel as module
+
+    said: list[str] = []
+    monkeypatch.setattr(module, "show_error", said.append)
+    (tmp_path / "notes.svs").write_text("no slide")
+    assert panel.open_slide(tmp_path / "notes.svs") is None
+    assert "notes.svs" in said[0]
+    assert len(viewer.layers) == 0
+
+
+def test_without_a_slide_nothing_can_be_run(panel: Any) -> None:
+    assert not panel.run_button.enabled
+    assert "Open a slide" in panel.status.text()
+
+
+def test_the_panel_finds_slides_opened_before_it(viewer: Any, slide_file: Path) -> None:
+    from napari_msamil.plugin.panel import MilPanel
+
+    data, keywords, _ = slides.layer_data(slide_file)
+    layer = viewer.add_image(data, **keywords)
+    panel = MilPanel(viewer)
+    assert panel.form.layer == layer
+    panel.shut_down()
+    panel.deleteLater()
+
+
+def test_opening_shows_the_whole_slide_and_a_scale_bar(panel: Any, viewer: Any, slide_file: Path) -> None:
+    panel.open_slide(slide_file)
+    assert compat.overlay(viewer, "scale_bar").visible
+    assert compat.camera(viewer).center[-2:] == pytest.approx((449.5, 599.5), abs=1)
+
+
+def test_the_panel_is_narrow_enough_for_a_small_screen(panel: Any, slide_file: Path, qtbot: Any) -> None:
+    panel.open_slide(slide_file)
+    run(panel, qtbot)
+    assert panel.minimumSizeHint().width() <= 320
+    assert panel.widget().minimumSizeHint().width() <= 320

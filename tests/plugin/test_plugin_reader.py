@@ -1,0 +1,111 @@
+"""napari's reader: it takes slides, declines everything else at once, and makes the layer the panel makes."""
+
+from __future__ import annotations
+
+import importlib
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+from napari.layers import Layer
+from PIL import Image
+
+from napari_msamil.plugin import slides
+from napari_msamil.plugin.reader import get_reader, read_slide
+
+
+def no_slides(folder: Path) -> dict[str, Any]:
+    tifffile.imwrite(folder / "plain.tif", np.zeros((64, 64), np.uint8))
+    tifffile.imwrite(folder / "stack.tif", np.zeros((5, 64, 64), np.uint16))
+    Image.new("RGB", (200, 100)).save(folder / "small.png")
+    (folder / "text.svs").write_text("not a slide")
+    (folder / "empty.tif").touch()
+    return {
+        "plain grey TIFF": folder / "plain.tif",
+        "stack": str(folder / "stack.tif"),
+        "small PNG": str(folder / "small.png"),
+        "text with a slide's ending": str(folder / "text.svs"),
+        "empty file": str(folder / "empty.tif"),
+        "missing file": str(folder / "missing.svs"),
+        "folder": str(folder),
+        "list": [str(folder / "plain.tif")],
+    }
+
+
+def test_what_is_no_slide_is_declined_silently_and_within_a_tenth_of_a_second(
+    tmp_path: Path, slide_file: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    get_reader(str(slide_file))  # the first call imports readers
+    for name, path in no_slides(tmp_path).items():
+        start = time.perf_counter()
+        assert get_reader(path) is None, name
+        assert time.perf_counter() - start < 0.1, name
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_slide_becomes_one_multiscale_layer_in_micrometres(slide_file: Path) -> None:
+    reader = get_reader(str(slide_file))
+    assert reader is not None
+    [(levels, keywords, kind)] = reader(str(slide_file))
+    assert kind == "image"
+    assert [level.shape for level in levels] == [(900, 1200, 3), (450, 600, 3)]
+    assert keywords["cache"] is False
+    layer = Layer.create(levels, keywords, kind)
+    assert layer.multiscale
+    assert layer.rgb
+    assert [str(unit) for unit in layer.units] == ["micrometer", "micrometer"]
+    assert layer.axis_labels == ("y", "x")
+    assert layer.scale == pytest.approx([1.0, 1.0])
+    assert slides.tag(layer)["role"] == "slide"
+
+
+def test_anisotropic_pixels_keep_rows_and_columns_apart(slide_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = slides.open_slide
+    monkeypatch.setattr(slides, "open_slide", lambda path: opened(path, (0.5, 0.25)))
+    assert slides.layer_data(slide_file)[1]["scale"] == (0.25, 0.5)
+
+
+def test_a_slide_without_pixel_size_is_shown_in_pixels(bare_file: Path) -> None:
+    [(_, keywords, _)] = read_slide(bare_file)
+    assert keywords["scale"] == (1.0, 1.0)
+    assert keywords["units"] == ("pixel", "pixel")
+
+
+def test_layer_pixels_are_the_files(slide_file: Path) -> None:
+    [(levels, _, _)] = read_slide(slide_file)
+    assert np.array_equal(np.asarray(levels[0][100:700, 200:1100]), tifffile.imread(slide_file)[100:700, 200:1100])
+
+
+def test_the_sample_is_made_once_and_opens_as_a_slide(
+    slide_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from napari_msamil.plugin import sample
+
+    made: list[Path] = []
+
+    def make(path: Path) -> None:
+        made.append(path)
+        shutil.copy(slide_file, path)
+
+    monkeypatch.setattr(sample.platformdirs, "user_cache_dir", lambda name: str(tmp_path / name))
+    monkeypatch.setattr(sample, "write_sample_slide", make)
+    for _ in range(2):
+        [(levels, keywords, _)] = sample.make_sample()
+    assert len(made) == 1
+    assert levels[0].shape == (900, 1200, 3)
+    assert keywords["metadata"]["msamil"]["role"] == "slide"
+
+
+def test_the_manifest_offers_reader_panel_and_sample() -> None:
+    from npe2 import PluginManifest
+
+    manifest = PluginManifest.from_distribution("napari-msamil")
+    found = manifest.contributions
+    assert found.readers and found.widgets and found.sample_data  # noqa: PT018
+    for command in found.commands or []:
+        module, _, name = str(command.python_name).partition(":")
+        assert callable(getattr(importlib.import_module(module), name)), command.id
