@@ -67,7 +67,9 @@ def sample_arrays(
         SlideError: If ``size_px`` is smaller than 512.
     """
     if size_px < _SMALLEST_PX:
-        raise SlideError(f"A sample slide of {size_px} px is too small to hold tissue; ask for {_SMALLEST_PX} px or more.")
+        raise SlideError(
+            f"A sample slide of {size_px} px is too small to hold tissue; ask for {_SMALLEST_PX} px or more."
+        )
     rng = np.random.default_rng([seed, int(lesion), 7])
     depth, angle = _polyp(rng, size_px)
     tissue = np.clip((1.0 - depth) * size_px * 0.12, 0, 1)
@@ -308,7 +310,10 @@ def _nuclei_at(
     x = u * np.cos(turn) - v * np.sin(turn)
     y = u * np.sin(turn) + v * np.cos(turn)
     canvas.add_nuclei(
-        (centre[0] + x).astype(np.float32), (centre[1] + y).astype(np.float32), np.arctan2(y, x).astype(np.float32), kind
+        (centre[0] + x).astype(np.float32),
+        (centre[1] + y).astype(np.float32),
+        np.arctan2(y, x).astype(np.float32),
+        kind,
     )
 
 
