@@ -10,7 +10,7 @@ from napari_msamil.errors import SlideError
 from napari_msamil.slide.backend import Backend, FileFacts
 from napari_msamil.slide.flat import JPEG_MAGIC, PNG_MAGIC, check_size, flat_pyramid, open_flat
 from napari_msamil.slide.openslide import open_openslide
-from napari_msamil.slide.tiff import TiffBackend, open_tiff
+from napari_msamil.slide.tiff import OtherReaderError, TiffBackend, open_tiff
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +77,7 @@ def _head(path: Path) -> bytes:
 def _open_tiff(path: Path, uid: str) -> tuple[Backend, FileFacts]:
     try:
         backend, facts = open_tiff(path)
-    except SlideError as refusal:
+    except OtherReaderError as refusal:
         if importlib.util.find_spec("openslide") is None:
             raise
         try:

@@ -20,9 +20,14 @@ from napari_msamil.errors import SlideError
 from napari_msamil.slide.backend import WHITE, FileFacts
 from napari_msamil.slide.cache import BlockCache
 from napari_msamil.slide.colour import PixelFormat, orientation_warning
+from napari_msamil.slide.openslide import INSTALL
 from napari_msamil.slide.tiles import ByteSource, Plane, TileGrid
 
 logger = logging.getLogger(__name__)
+
+JPEG = (6, 7)
+JPEG_2000 = (33003, 33004, 33005, 34712)
+APERIO_YCBCR = 33003
 
 TILE_CACHE_BYTES = 64 << 20
 """Decoded tiles kept per open slide: the 81 tiles under 512-px patches at three scales of one place take 16 MB."""
@@ -31,6 +36,10 @@ Part = tuple[int, int, TileGrid]
 """x, y in level pixels of a grid's top-left corner, and the grid; slides scanned in several pieces have several."""
 
 _WARNINGS_LOCK = threading.Lock()
+
+
+class OtherReaderError(SlideError):
+    """This reader cannot open the file, another one might."""
 
 
 class TiffBackend:
@@ -68,7 +77,8 @@ def open_tiff(path: Path) -> tuple[TiffBackend, FileFacts]:
     """Open a TIFF slide.
 
     Raises:
-        SlideError: damaged structure, or pixels of a kind that cannot become an RGB picture.
+        OtherReaderError: damaged structure, or a compression that this reader does not know.
+        SlideError: pixels of a kind that cannot become an RGB picture.
     """
     import tiffslide
 
@@ -76,20 +86,20 @@ def open_tiff(path: Path) -> tuple[TiffBackend, FileFacts]:
         try:
             slide = tiffslide.TiffSlide(path)
         except Exception as error:  # whatever a parser meets in a damaged file
-            raise SlideError(f"{path.name} is a damaged TIFF file ({_short(error)}); copy it again.") from error
+            raise OtherReaderError(f"{path.name} is a damaged TIFF file ({_short(error)}); copy it again.") from error
         with slide:
             try:
                 return _describe(path, slide, f"tiffslide {tiffslide.__version__}")
             except SlideError:
                 raise
             except Exception as error:
-                raise SlideError(
+                raise OtherReaderError(
                     f"{path.name} has a TIFF structure that cannot be read as a slide ({_short(error)}); "
                     "copy it again, or export it as a pyramidal OME-TIFF."
                 ) from error
 
 
-def _describe(path: Path, slide: Any, backend: str) -> tuple[TiffBackend, FileFacts]:
+def _describe(path: Path, slide: Any, reader: str) -> tuple[TiffBackend, FileFacts]:
     tiff = slide.ts_tifffile
     if 0 in tiff.series[0].shape:
         raise SlideError(f"{path.name} says that it is {tiff.series[0].shape} pixels large: nothing to show.")
@@ -109,13 +119,27 @@ def _describe(path: Path, slide: Any, backend: str) -> tuple[TiffBackend, FileFa
         sizes = [(grid.width, grid.height) for grid in grids]
     first = tiff.pages[0] if composition else series.keyframe
     facts = FileFacts(
-        backend=backend,
+        backend=reader,
         sizes=tuple(sizes),
         mpp=_stated_mpp(tiff, properties, first),
         properties=_public_properties(tiff, properties, levels[0][0][2], first),
         warnings=_orientation_warning(path, first),
     )
-    return TiffBackend(path, tuple(levels)), facts
+    backend = TiffBackend(path, tuple(levels))
+    if first.compression in JPEG_2000:
+        _try_first_tile(path, backend)
+    return backend, facts
+
+
+def _try_first_tile(path: Path, opened: TiffBackend) -> None:
+    """Fail at once where this decoder does not know the file's kind of JPEG 2000 (subsampled colours, for one)."""
+    try:
+        opened.read(0, 0, 0, 1, 1)
+    except Exception as error:
+        raise OtherReaderError(
+            f"{path.name} has JPEG 2000 tiles that cannot be decoded ({_short(error)}); copy it again, or install "
+            f"OpenSlide: {INSTALL}"
+        ) from error
 
 
 def _composed_levels(
@@ -138,7 +162,7 @@ def _grid(path: Path, level: Any) -> TileGrid:
     page = level.keyframe
     if level.ndim not in (2, 3) or "Z" in level.axes or "T" in level.axes:
         raise SlideError(f"{path.name} holds a stack with axes {level.axes}, not one picture; export one plane of it.")
-    if len(level) > 4 or (len(level) > 1 and "C" not in level.axes):
+    if len(level) != 1 and not (len(level) == 3 and "C" in level.axes):
         raise SlideError(f"{path.name} holds {len(level)} pages of axes {level.axes} in one picture; export it as RGB.")
     tiles_apart = page.planarconfig == 2 and page.samplesperpixel > 1
     width, height = page.imagewidth, page.imagelength
@@ -148,7 +172,7 @@ def _grid(path: Path, level: Any) -> TileGrid:
     count = -(-width // tile_width) * -(-height // tile_height)
     planes = []
     for item in level.pages:
-        options = {"jpegtables": item.jpegtables, "jpegheader": item.jpegheader}
+        options = {"jpegtables": item.jpegtables, "jpegheader": page.jpegheader}
         for sample in range(page.samplesperpixel if tiles_apart else 1):
             part = slice(sample * count, (sample + 1) * count)
             offsets, counts = array("q", item.dataoffsets[part]), array("q", item.databytecounts[part])
@@ -156,18 +180,27 @@ def _grid(path: Path, level: Any) -> TileGrid:
                 raise SlideError(f"{path.name} lists {len(offsets)} of {count} tiles; it is damaged, copy it again.")
             planes.append(Plane(offsets, counts, sample * count, options))
     _check_codec(path, page)
-    jpeg = page.compression in (6, 7) and not page.jpegheader
+    jpeg = page.compression in JPEG and not page.jpegheader
+    decode = _decode_jpeg2000 if page.compression in JPEG_2000 else page.decode
     return TileGrid(
         width,
         height,
         tile_width,
         tile_height,
         tuple(planes),
-        page.decode,
+        decode,
         _pixel_format(path, page, len(planes)),
         jpeg,
         page.is_tiled,
     )
+
+
+def _decode_jpeg2000(data: bytes, index: int, **_: Any) -> tuple[NDArray[Any]]:
+    """Decode a tile in the form of tifffile's decoders, which refuse subsampling tags beside JPEG 2000."""
+    import imagecodecs
+
+    samples = np.asarray(imagecodecs.jpeg2k_decode(data))
+    return (samples.reshape(1, *samples.shape[:2], -1),)
 
 
 def _check_codec(path: Path, page: Any) -> None:
@@ -179,7 +212,7 @@ def _check_codec(path: Path, page: Any) -> None:
         TIFF.DECOMPRESSORS[page.compression]
     except KeyError as error:
         method = getattr(page.compression, "name", page.compression)
-        raise SlideError(f"{path.name} is compressed by unknown method {method}; export it as JPEG.") from error
+        raise OtherReaderError(f"{path.name} is compressed by unknown method {method}; export it as JPEG.") from error
 
 
 def _pixel_format(path: Path, page: Any, planes: int) -> PixelFormat:
@@ -189,14 +222,14 @@ def _pixel_format(path: Path, page: Any, planes: int) -> PixelFormat:
         raise SlideError(f"{path.name} stores {dtype} pixels; slides have 8 or 16 bits; convert it to 8-bit RGB.")
     samples = max(page.samplesperpixel, planes)
     photometric = getattr(page.photometric, "name", str(page.photometric))
-    jpeg = page.compression in (6, 7, 34892, 33007)
-    if (photometric == "YCBCR" and jpeg) or (photometric == "MINISBLACK" and samples in (3, 4)):
+    converts = page.compression in (*JPEG, *JPEG_2000, 34892, 33007)  # decoders that undo subsampling themselves
+    if (photometric == "YCBCR" and converts) or (photometric == "MINISBLACK" and samples in (3, 4)):
         photometric = "RGB"  # the JPEG decoder converts; three grey planes are red, green and blue
-    if page.compression == 33003:
-        photometric = "YCBCR"  # Aperio's JPEG 2000 codestream in YCbCr, whatever the tag says
+    if page.compression == APERIO_YCBCR:
+        photometric = "YCBCR"  # the codestream does not say so, and the tag may say otherwise
     models = {"RGB": "rgb", "MINISBLACK": "grey", "MINISWHITE": "grey-inverted", "PALETTE": "palette", "YCBCR": "ycbcr"}
     model = models.get(photometric)
-    if model is None or (model in ("rgb", "ycbcr") and samples < 3) or (page.is_subsampled and not jpeg):
+    if model is None or (model in ("rgb", "ycbcr") and samples < 3) or (page.is_subsampled and not converts):
         raise SlideError(f"{path.name} stores {samples} samples of {photometric} colour; convert it to 8-bit RGB.")
     palette = None
     if model == "palette":
