@@ -67,7 +67,9 @@ def _foot(prediction: Prediction) -> str:
     counts = ", ".join(
         f"{int((prediction.table.scale == i).sum())} at {s.name}" for i, s in enumerate(prediction.table.scales)
     )
-    text = f"Patches: {counts}. Lesion {prediction.lesion_area_mm2:.2f} of {prediction.tissue_area_mm2:.2f} mm² tissue."
+    text = (
+        f"Patches: {counts}. Lesion {prediction.lesion_area_mm2:.2f} of {prediction.tissue_area_mm2:.2f} sq. mm tissue."
+    )
     return f"{text} {prediction.fallback}" if prediction.fallback else text
 
 

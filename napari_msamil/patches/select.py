@@ -43,6 +43,9 @@ def select_rows(
 ) -> Selection:
     """Choose the patches of a slide: each scale tested on its own, with the same threshold.
 
+    A patch passes when it is a tissue patch with enough lesion. The paper asks for lesion alone; a segmenter that errs
+    on empty glass would then have it classified.
+
     When no patch passes, `on_empty` decides: "topk" takes the k patches on tissue with the most lesion and, where there
     is no lesion at all, all tissue patches; "tissue" takes those at once; "error" raises.
 
@@ -59,7 +62,8 @@ def select_rows(
     Raises:
         SlideError: if no patch passes and `on_empty` is "error".
     """
-    rows = lesion_rows(table, lesion_threshold)
+    tissue = tissue_rows(table, tissue_threshold)
+    rows = np.intersect1d(lesion_rows(table, lesion_threshold), tissue, assume_unique=True)
     if len(rows):
         return Selection(rows, None)
     missed = f"no patch had a lesion fraction above {lesion_threshold:.2f}"
@@ -67,7 +71,6 @@ def select_rows(
         raise SlideError(
             f"N{missed[1:]}, and the model says to stop then: its on_empty would have to be topk or tissue."
         )
-    tissue = tissue_rows(table, tissue_threshold)
     if not len(tissue):
         largest = float(table.tissue.max(initial=0.0))
         found = f"the largest tissue fraction was {largest:.2f}" if largest > 0 else "no tissue was found"

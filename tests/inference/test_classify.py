@@ -66,9 +66,11 @@ def test_a_second_run_gives_identical_numbers(prediction: Prediction, slide_file
 
 
 def test_glass_is_never_looked_at(prediction: Prediction) -> None:
-    x, y = prediction.table.coords.T
-    widths = np.array([prediction.table.footprint(int(s))[0] for s in prediction.table.scale])
-    assert np.all((x < 900) & (x + widths > 300) & (y < 700) & (y + widths > 200))
+    assert prediction.lesion_mask.mean() > 0.9, "this network calls even the glass lesion; the test needs that"
+    assert prediction.table.tissue.min() >= 0.5
+    corners = prediction.table.coords[prediction.table.scale == 0]
+    assert corners.min(axis=0).tolist() == [320, 192]
+    assert corners.max(axis=0).tolist() == [832, 640]
 
 
 def test_progress_counts_up_to_every_patch_and_tells_the_time_left(slide_file: Path, model_file: Path) -> None:

@@ -60,6 +60,10 @@ def test_rows_that_pass_need_no_fallback() -> None:
     assert selection.fallback is None
 
 
+def test_lesion_on_empty_glass_does_not_pass() -> None:
+    assert select(table_with(lesion=[0.9, 0.9, 1.0], tissue=[1, 0.49, 0])).rows.tolist() == [0]
+
+
 def test_each_scale_is_tested_on_its_own() -> None:
     lesion = np.zeros((8, 8), dtype=bool)
     lesion[:4, :4] = True  # one child is all lesion, its parent only a quarter
