@@ -7,7 +7,6 @@ next opening costs nothing. Decoding happens at the first read or in `prepare`, 
 
 from __future__ import annotations
 
-import logging
 import mmap
 import os
 import struct
@@ -26,8 +25,6 @@ from napari_msamil.slide.backend import FileFacts
 from napari_msamil.slide.colour import PixelFormat, orientation_warning
 from napari_msamil.slide.resample import reduce_box
 from napari_msamil.slide.store import PyramidStore
-
-logger = logging.getLogger(__name__)
 
 MAX_PX = 10**10
 """Largest flat image taken, in pixels; the environment variable MSAMIL_FLAT_MAX_PX sets another ceiling."""
@@ -152,20 +149,25 @@ def read_header(path: Path) -> FlatHeader:
     with path.open("rb") as file:
         magic = file.read(8)
         if magic == PNG_MAGIC:
-            return _png_header(path, file.read(25))
+            return _png_header(path, file)
         if magic[:3] == JPEG_MAGIC:
             file.seek(2)
             return _jpeg_header(path, file)
     raise SlideError(f"{path.name} is neither a PNG nor a JPEG image.")
 
 
-def _png_header(path: Path, chunk: bytes) -> FlatHeader:
-    if len(chunk) < 18 or chunk[4:8] != b"IHDR":
+def _png_header(path: Path, file: Any) -> FlatHeader:
+    chunk = file.read(25)
+    if len(chunk) < 25 or chunk[4:8] != b"IHDR":
         raise SlideError(f"{path.name} is a PNG image cut off in its header; copy it again.")
     width, height, bits, colour = struct.unpack(">IIBB", chunk[8:18])
-    samples = {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}.get(colour)
+    samples = {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}.get(colour)  # a palette is decoded to RGB
     if samples is None:
         raise SlideError(f"{path.name} is a PNG image of unknown colour type {colour}; copy it again.")
+    while len(start := file.read(8)) == 8 and start[4:] != b"IDAT":
+        if start[4:] == b"tRNS":  # one colour, or some of a palette, is transparent: decoded as an alpha sample
+            samples = {1: 2, 3: 4}.get(samples, samples)
+        file.seek(int.from_bytes(start[:4], "big") + 4, os.SEEK_CUR)
     return FlatHeader("PNG", width, height, samples, bits)
 
 
@@ -214,24 +216,18 @@ def decode(path: Path, header: FlatHeader, out: NDArray[np.uint8]) -> None:
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         if header.kind == "JPEG" and data.rfind(b"\xff\xd9", max(0, len(data) - 65536)) < 0:
             raise EOFError("the file ends before the image does")  # libjpeg would fill up with grey and say nothing
-        if header.samples == 3 and header.bits == 8 and header.kind == "JPEG":
+        if header.samples == 3 and header.bits <= 8:
             decoder(data, out=out)
         else:
             _decode_other(decoder, data, header, out)
 
 
 def _decode_other(decoder: Callable[..., Any], data: Any, header: FlatHeader, out: NDArray[np.uint8]) -> None:
-    """Decode grey, alpha, palette and 16-bit images: as stored first (a temporary file where large), then by strips."""
+    """Decode grey, alpha and 16-bit images: as stored first (in a temporary file where large), then by strips."""
     if header.width * header.height <= IN_MEMORY_PX:
         stored = np.asarray(decoder(data))
         _convert(stored, out)
         return
-    if header.kind == "PNG" and header.samples == 3 and header.bits == 8:
-        try:
-            decoder(data, out=out)  # true colour without transparency, by far the most usual
-            return
-        except ValueError:  # a palette with transparency comes as four samples
-            logger.debug("PNG is not plain RGB; decoding it through a temporary file")
     shape = (header.height, header.width, header.samples) if header.samples > 1 else (header.height, header.width)
     dtype = np.uint16 if header.bits == 16 else np.uint8
     with tempfile.TemporaryFile() as file:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -177,9 +177,9 @@ def _average(pixels: NDArray[np.uint8], fx: int, fy: int, out: NDArray[np.uint8]
     if height == 0 or width == 0:
         return
     count = fx * fy
-    wide = np.uint16 if 255 * count + count // 2 < 1 << 16 else np.uint32
+    wide: Any = np.uint16 if 255 * count + count // 2 < 1 << 16 else np.uint32
     lines = [pixels[i::fy] for i in range(fy)]
-    column_sums = lines[0].astype(wide)  # (h, w * fx, 3)
+    column_sums: NDArray[Any] = lines[0].astype(wide)  # (h, w * fx, 3)
     for line in lines[1:]:
         column_sums += line
     flat = column_sums.reshape(height, width * fx * 3)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
-import re
 import threading
 import warnings
 from array import array
@@ -21,6 +19,7 @@ from napari_msamil.slide.backend import WHITE, FileFacts
 from napari_msamil.slide.cache import BlockCache
 from napari_msamil.slide.colour import PixelFormat, orientation_warning
 from napari_msamil.slide.openslide import INSTALL
+from napari_msamil.slide.tiff_metadata import public_properties, stated_mpp
 from napari_msamil.slide.tiles import ByteSource, Plane, TileGrid
 
 logger = logging.getLogger(__name__)
@@ -121,8 +120,8 @@ def _describe(path: Path, slide: Any, reader: str) -> tuple[TiffBackend, FileFac
     facts = FileFacts(
         backend=reader,
         sizes=tuple(sizes),
-        mpp=_stated_mpp(tiff, properties, first),
-        properties=_public_properties(tiff, properties, levels[0][0][2], first),
+        mpp=stated_mpp(tiff, properties, first),
+        properties=public_properties(tiff, properties, first),
         warnings=_orientation_warning(path, first),
     )
     backend = TiffBackend(path, tuple(levels))
@@ -245,71 +244,6 @@ def _alpha(page: Any, extra: int) -> str:
     if not kinds:
         return "straight" if extra == 1 else "none"
     return {0: "none", 1: "premultiplied", 2: "straight"}.get(int(kinds[0]), "none")
-
-
-_OME_UNITS_UM = {"nm": 1e-3, "µm": 1.0, "μm": 1.0, "um": 1.0, "mm": 1e3, "cm": 1e4, "m": 1e6}
-
-
-def _stated_mpp(tiff: Any, properties: Mapping[str, Any], page: Any) -> tuple[float | None, float | None] | None:
-    """Pixel size as the file states it: OME or Ventana XML where there is one, else what tiffslide found."""
-    if tiff.is_ome:
-        found = _ome_mpp(tiff.ome_metadata or "")
-        if found is not None:
-            return found
-    if tiff.is_bif:
-        scan = re.search(r'ScanRes\s*=\s*"([0-9.eE+-]+)"', str(page.tags.valueof(700, default="") or page.description))
-        if scan:
-            return float(scan[1]), float(scan[1])
-    if properties:
-        x, y = (_number(properties.get(f"tiffslide.mpp-{axis}")) for axis in "xy")
-        return (x, y) if (x, y) != (None, None) else None
-    return _tag_mpp(page)
-
-
-def _ome_mpp(xml: str) -> tuple[float, float] | None:
-    pixels = re.search(r"<(?:\w+:)?Pixels\b[^>]*>", xml)
-    if pixels is None:
-        return None
-    values = []
-    for axis in "XY":
-        size = re.search(rf'\bPhysicalSize{axis}\s*=\s*"([^"]+)"', pixels[0])
-        unit = re.search(rf'\bPhysicalSize{axis}Unit\s*=\s*"([^"]+)"', pixels[0])
-        factor = _OME_UNITS_UM.get(unit[1] if unit else "µm")
-        number = _number(size[1]) if size else None
-        if factor is None or number is None:
-            return None
-        values.append(number * factor)
-    return values[0], values[1]
-
-
-def _tag_mpp(page: Any) -> tuple[float, float] | None:
-    unit_um = {2: 25400.0, 3: 10000.0}.get(int(page.tags.valueof("ResolutionUnit", default=1)))
-    values = [page.tags.valueof(f"{axis}Resolution", default=(0, 1)) for axis in "XY"]
-    if unit_um is None or any(top <= 0 or bottom <= 0 for top, bottom in values):
-        return None
-    (x_top, x_bottom), (y_top, y_bottom) = values
-    return unit_um * x_bottom / x_top, unit_um * y_bottom / y_top
-
-
-def _number(value: Any) -> float | None:
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        return None
-    return number if math.isfinite(number) else None
-
-
-def _public_properties(tiff: Any, properties: Mapping[str, Any], grid: TileGrid, page: Any) -> dict[str, str]:
-    """Facts about the scan; descriptions, dates, file names and identifiers stay out: they can name a patient."""
-    found = {
-        "vendor": properties.get("tiffslide.vendor"),
-        "objective_power": properties.get("tiffslide.objective-power"),
-        "format": "ome-tiff" if tiff.is_ome else "tiff",
-        "compression": getattr(page.compression, "name", str(page.compression)).lower(),
-        "tile": f"{grid.tile_width}x{grid.tile_height}" if page.is_tiled else "strips",
-        "icc_profile": "present" if 34675 in page.tags else None,
-    }
-    return {key: str(value) for key, value in found.items() if value is not None}
 
 
 def _orientation_warning(path: Path, page: Any) -> tuple[str, ...]:
