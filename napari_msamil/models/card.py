@@ -15,7 +15,7 @@ from napari_msamil.models.configs import ExtractorConfig, Frozen, MsaMilConfig, 
 FORMAT = 1
 """Version of the card and of the file around it; raised when an older program could no longer read a newer file."""
 
-PRESETS = ("default", "literal", "demo")
+PRESETS = ("default", "literal", "demo", "tiny")
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -209,11 +209,19 @@ _DEMO: dict[str, Any] = {
     "extractor": ExtractorConfig(encoder="efficientnet_b0", out_dim=256, proj="pre", heads=4, hidden=512),
     "aggregator": MsaMilConfig(dim=256, heads=4, rank=16, hidden=512),
 }
+_TINY: dict[str, Any] = {
+    "scales_mpp": (1.0, 2.0, 4.0),
+    "patch_px": 64,
+    "thumbnail_px": 256,
+    "segmenter": SegmenterConfig(encoder="tu-test_efficientnet", decoder_channels=(16, 16, 8, 8, 8)),
+    "extractor": ExtractorConfig(encoder="test_efficientnet", out_dim=32, proj="pre", heads=4, hidden=64),
+    "aggregator": MsaMilConfig(dim=32, heads=4, rank=4, hidden=64),
+}
 _LITERAL: dict[str, Any] = {
     "extractor": ExtractorConfig(final_norm=False),
     "aggregator": MsaMilConfig(heads=1, rank=64),
 }
-_CHANGES: dict[str, dict[str, Any]] = {"default": {}, "literal": _LITERAL, "demo": _DEMO}
+_CHANGES: dict[str, dict[str, Any]] = {"default": {}, "literal": _LITERAL, "demo": _DEMO, "tiny": _TINY}
 
 
 def preset_card(preset: str, *, classes: tuple[str, ...] | list[str], **changes: Any) -> Card:
@@ -221,8 +229,8 @@ def preset_card(preset: str, *, classes: tuple[str, ...] | list[str], **changes:
 
     Args:
         preset: `default` (multi-head, EfficientNet-B3, 512 px at 0.5, 1 and 2 µm/px), `literal` (the aggregator's
-            equations as printed: one head of rank 64), or `demo` (small, for a CPU: EfficientNet-B0, 224 px at 1, 2
-            and 4 µm/px).
+            equations as printed: one head of rank 64), `demo` (small, for a CPU: EfficientNet-B0, 224 px at 1, 2
+            and 4 µm/px), or `tiny` (milliseconds; to try whether everything fits together).
         classes: Class names in the order of the logits.
         **changes: Any other field of `Card`, replacing the preset's.
 

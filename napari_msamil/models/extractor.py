@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 
 import timm
@@ -36,7 +37,7 @@ class Extractor(nn.Module):
         """
         super().__init__()
         if not timm.is_model(config.encoder):
-            near = ", ".join(timm.list_models(f"*{config.encoder[:8]}*")[:5])
+            near = ", ".join(difflib.get_close_matches(config.encoder, timm.list_models(), n=3))
             raise ValueError(f"timm has no encoder {config.encoder!r}" + (f"; near it: {near}" if near else ""))
         self.config = config
         self.encoder = timm.create_model(
@@ -93,7 +94,7 @@ class Extractor(nn.Module):
             example: (1, 3, H, W), a small input; ignored by an encoder that takes one size only and has no BatchNorm.
         """
         if any(isinstance(part, nn.BatchNorm2d) for part in self.encoder.modules()):
-            self.encoder = fold_batchnorm(self.encoder, example)
+            fold_batchnorm(self.encoder, example)
 
     def _map(self, features: Tensor) -> Tensor:
         """Whatever layout the encoder has -> (B, h, w, channels)."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
@@ -11,20 +9,20 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 _TOLERANCE = 1e-3  # relative; folding is exact but for rounding
 
 
-def fold_batchnorm(net: nn.Module, example: Tensor) -> nn.Module:
-    """A copy of a net in evaluation mode, each BatchNorm folded into the convolution that it directly follows.
+def fold_batchnorm(net: nn.Module, example: Tensor) -> None:
+    """Folds each BatchNorm into the convolution that it directly follows, in place; the net ends in evaluation mode.
 
     Pairs are found by running the example: a BatchNorm whose input is the very tensor that a convolution gave.
 
     Args:
-        net: Any net; unchanged.
+        net: Any net; it can no longer be trained.
         example: An input it accepts, as small as possible.
 
     Raises:
         RuntimeError: The folded net gives another output for the example.
     """
-    net = copy.deepcopy(net).eval()
-    with torch.inference_mode():
+    net.eval()
+    with torch.no_grad():
         before = net(example)
         for conv, norm_name in _pairs(net, example):
             norm = net.get_submodule(norm_name)
@@ -36,7 +34,6 @@ def fold_batchnorm(net: nn.Module, example: Tensor) -> nn.Module:
         after = net(example)
     if not torch.allclose(before, after, rtol=_TOLERANCE, atol=_TOLERANCE * float(before.abs().max())):
         raise RuntimeError(f"folding BatchNorm changed the output of {type(net).__name__}: please report this net")
-    return net
 
 
 def _pairs(net: nn.Module, example: Tensor) -> list[tuple[nn.Conv2d, str]]:

@@ -116,9 +116,8 @@ class Model(nn.Module):
         """A copy that computes the same faster: evaluation mode, no gradients, BatchNorm folded into convolutions."""
         example = torch.zeros(1, 3, 64, 64, device=self.device).to(memory_format=torch.channels_last)
         example += torch.linspace(-2, 2, 64, device=self.device)
-        # The copied parts are replaced at once: what is copied needlessly is the segmenter's and the encoder's weights.
         model = copy.deepcopy(self).eval().requires_grad_(False)
-        model.segmenter.net = fold_batchnorm(model.segmenter.net, example)
+        fold_batchnorm(model.segmenter.net, example)
         model.extractor.fold(example)
         model.folded = True
         return model.to(memory_format=torch.channels_last)

@@ -19,7 +19,8 @@ from napari_msamil.models.configs import MsaMilConfig
 from napari_msamil.models.positions import sinusoid
 
 _ROWS_AT_ONCE = 4096  # rows per piece of a row-wise function on long bags: 32 MiB of a 2048 wide hidden layer
-_SCORES_AT_ONCE = 2**21  # attention scores held at once while it is rolled out: 8 MiB
+# Attention scores held at once while it is rolled out: on a CPU 4 MiB, which its cache holds; a GPU wants few launches.
+_SCORES_AT_ONCE = {True: 2**20, False: 2**26}
 
 
 class MsaMil(Aggregator):
@@ -157,11 +158,9 @@ def _by_rows(function: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
 def _roll_out(a: Tensor, q: Tensor, k: Tensor) -> Tensor:
     """`a A` with A = softmax(Q Kᵀ / √r) averaged over heads, never held whole: (N,), two of (heads, N, r) -> (N,)."""
     result = torch.zeros_like(a)
-    rows = max(1, _SCORES_AT_ONCE // len(a))
+    rows = max(1, _SCORES_AT_ONCE[a.device.type == "cpu"] // len(a))
     for q_head, k_head in zip(q, k * q.shape[2] ** -0.5, strict=True):
         for start in range(0, len(a), rows):
-            scores = q_head[start : start + rows] @ k_head.T  # (rows, N)
-            scores -= scores.amax(1, keepdim=True)
-            scores.exp_()
-            result += (a[start : start + rows] / scores.sum(1)) @ scores
+            part = slice(start, start + rows)
+            result += a[part] @ (q_head[part] @ k_head.T).softmax(1)  # (rows,) @ (rows, N)
     return result / len(q)
