@@ -34,8 +34,6 @@ TILE_CACHE_BYTES = 64 << 20
 Part = tuple[int, int, TileGrid]
 """x, y in level pixels of a grid's top-left corner, and the grid; slides scanned in several pieces have several."""
 
-_WARNINGS_LOCK = threading.Lock()
-
 
 class OtherReaderError(SlideError):
     """This reader cannot open the file, another one might."""
@@ -102,11 +100,7 @@ def _describe(path: Path, slide: Any, reader: str) -> tuple[TiffBackend, FileFac
     tiff = slide.ts_tifffile
     if 0 in tiff.series[0].shape:
         raise SlideError(f"{path.name} says that it is {tiff.series[0].shape} pixels large: nothing to show.")
-    try:
-        properties: Mapping[str, Any] = slide.properties
-    except NotImplementedError as error:  # samples stored apart, for one: tiffslide stops, the tiles can still be read
-        logger.info("%s: tiffslide gives no metadata (%s)", path.name, error)
-        properties = {}
+    properties = _properties(path, slide)
     composition = properties.get("tiffslide.series-composition")
     levels: list[tuple[Part, ...]]
     if composition:
@@ -128,6 +122,18 @@ def _describe(path: Path, slide: Any, reader: str) -> tuple[TiffBackend, FileFac
     if first.compression in JPEG_2000:
         _try_first_tile(path, backend)
     return backend, facts
+
+
+def _properties(path: Path, slide: Any) -> Mapping[str, Any]:
+    try:
+        if not (slide.ts_tifffile.is_bif or slide.ts_tifffile.is_ndpi):
+            return dict(slide.properties)
+        with warnings.catch_warnings():  # tiffslide warns about all files of these two makers
+            warnings.simplefilter("ignore")
+            return dict(slide.properties)
+    except NotImplementedError as error:  # samples stored apart, for one: tiffslide stops, the tiles can still be read
+        logger.info("%s: tiffslide gives no metadata (%s)", path.name, error)
+        return {}
 
 
 def _try_first_tile(path: Path, opened: TiffBackend) -> None:
@@ -270,10 +276,8 @@ def quiet(name: str) -> Iterator[None]:
         return False
 
     theirs = logging.getLogger("tifffile")
-    with _WARNINGS_LOCK, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        theirs.addFilter(to_our_log)
-        try:
-            yield
-        finally:
-            theirs.removeFilter(to_our_log)
+    theirs.addFilter(to_our_log)
+    try:
+        yield
+    finally:
+        theirs.removeFilter(to_our_log)
