@@ -187,3 +187,52 @@ def test_properties_hold_nothing_that_could_name_a_patient(test_data) -> None:
         assert slide.properties["objective_power"] == "20"
         text = " ".join([*slide.properties, *slide.properties.values()])
         assert not any(word in text for word in ("CMU", "12/29", "b414003d", "CPAPERIO", "1004486"))
+
+
+def write_scn(path: Path, regions: list[tuple[int, int, np.ndarray]], size: tuple[int, int]) -> None:
+    """A Leica SCN file: a macro image and regions (x, y, pixels) at 500 nm per pixel with a second level at 2000."""
+    nm, images, ifd = 500, [], 1
+    for x, y, pixels in regions:
+        height, width = pixels.shape[:2]
+        images.append(
+            f'<image><creationDate>2020</creationDate><device model="m" version="v"/>'
+            f'<pixels sizeX="{width}" sizeY="{height}">'
+            f'<dimension r="0" sizeX="{width}" sizeY="{height}" ifd="{ifd}"/>'
+            f'<dimension r="1" sizeX="{width // 4}" sizeY="{height // 4}" ifd="{ifd + 1}"/></pixels>'
+            f'<view sizeX="{width * nm}" sizeY="{height * nm}" offsetX="{x * nm}" offsetY="{y * nm}"/>'
+            "<scanSettings><objectiveSettings><objective>20</objective></objectiveSettings><illuminationSettings>"
+            "<numericalAperture>0.4</numericalAperture><illuminationSource>brightfield</illuminationSource>"
+            "</illuminationSettings></scanSettings></image>"
+        )
+        ifd += 2
+    whole = f'sizeX="{size[0] * nm}" sizeY="{size[1] * nm}"'
+    macro = (
+        '<image><pixels sizeX="64" sizeY="64"><dimension r="0" sizeX="64" sizeY="64" ifd="0"/></pixels>'
+        f'<view {whole} offsetX="0" offsetY="0"/></image>'
+    )
+    xml = (
+        '<?xml version="1.0"?><scn xmlns="http://www.leica-microsystems.com/scn/2010/10/01">'
+        f"<collection {whole}>{macro}{''.join(images)}</collection></scn>"
+    )
+    options = {**RGB, "tile": (64, 64), "metadata": None}
+    with tifffile.TiffWriter(path, bigtiff=True) as tiff:
+        tiff.write(np.zeros((64, 64, 3), np.uint8), description=xml, **options)
+        for _, _, pixels in regions:
+            tiff.write(pixels, description="", **options)
+            small = pixels.reshape(pixels.shape[0] // 4, 4, pixels.shape[1] // 4, 4, 3).mean(axis=(1, 3))
+            tiff.write(np.rint(small).astype(np.uint8), description="", **options)
+
+
+def test_regions_scanned_apart_lie_where_the_scanner_put_them_with_background_between(tmp_path, picture) -> None:
+    first, second = picture[:160, :200], picture[40:200, 100:300]
+    write_scn(tmp_path / "a.scn", [(20, 40, first), (300, 240, second)], (600, 480))
+    with open_slide(tmp_path / "a.scn") as slide:
+        assert (slide.width, slide.height) == (600, 480)
+        assert slide.mpp == (0.5, 0.5)
+        assert slide.properties["objective_power"] == "20.0"
+        truth = np.full((480, 600, 3), 255, np.uint8)
+        truth[40:200, 20:220], truth[240:400, 300:500] = first, second
+        np.testing.assert_array_equal(slide.read_level(0, 0, 0, 600, 480), truth)
+        np.testing.assert_array_equal(slide.read_level(0, 150, 100, 200, 200), truth[100:300, 150:350])
+        small = truth.reshape(120, 4, 150, 4, 3).mean(axis=(1, 3))
+        assert np.abs(slide.read_level(1, 0, 0, 150, 120) - small).max() <= 0.5
