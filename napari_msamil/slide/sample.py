@@ -155,9 +155,10 @@ def _polyp(rng: np.random.Generator, size: int) -> tuple[Floats, Floats]:
 def _sector(rng: np.random.Generator, depth: Floats, angle: Floats) -> NDArray[np.bool_]:
     """The part of the polyp that is neoplastic: a third of the way round, from the rim down."""
     middle, half = rng.uniform(-np.pi, np.pi), rng.uniform(0.75, 1.15)
-    away = np.abs(np.angle(np.exp(1j * (angle - middle)))).astype(np.float32)
+    away = np.abs((angle - np.float32(middle) + np.float32(np.pi)) % np.float32(2 * np.pi) - np.float32(np.pi))
     ragged = away + 0.13 * _noise(rng, len(depth), max(len(depth) // 24, 8), octaves=2)
-    return (ragged < half) & (depth > 0.22)
+    inside: NDArray[np.bool_] = (ragged < half) & (depth > 0.22)
+    return inside
 
 
 def _stroma(rng: np.random.Generator, core: NDArray[np.bool_]) -> _Canvas:
