@@ -29,10 +29,13 @@ class ByteSource:
     def __init__(self, path: Path) -> None:
         self._fd = -1
         self._fd = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        self._size = os.fstat(self._fd).st_size
         self._seek_lock = threading.Lock()
 
     def read(self, offset: int, count: int) -> bytes:
         """Return exactly `count` bytes; EOFError where the file ends before."""
+        if offset < 0 or count < 0 or offset + count > self._size:
+            raise EOFError(f"the file ends at byte {self._size}, {offset + count} are needed")
         data = self._read_once(offset, count)
         while len(data) < count:
             more = self._read_once(offset + len(data), count - len(data))

@@ -192,6 +192,16 @@ def test_truncated_images_are_refused_not_filled_with_grey(tmp_path, picture, ki
         open_slide(path)
 
 
+def test_one_wrong_bit_in_a_png_is_noticed(tmp_path, capfd) -> None:
+    path = save(tmp_path / "a.png", np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8))
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(ReadError, match=r"a\.png cannot be decoded \(wrong checksum"):
+        open_slide(path)
+    assert capfd.readouterr() == ("", "")
+
+
 def test_the_ceiling_is_ours_not_pillows_and_says_so(tmp_path, monkeypatch) -> None:
     import imagecodecs
 
