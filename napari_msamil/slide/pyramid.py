@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
-import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,17 +12,101 @@ from numpy.typing import NDArray
 
 from napari_msamil.errors import ReadError
 from napari_msamil.slide.cache import BlockCache
+from napari_msamil.slide.resample import reduce_box
 from napari_msamil.slide.slide import Slide
 
-__all__ = ["BlockCache", "dask_levels"]
-
-logger = logging.getLogger(__name__)
+__all__ = ["BlockCache", "ViewLevel", "ViewPyramid", "dask_levels"]
 
 DEFAULT_CACHE_BYTES = 256 << 20
+MAX_VIEW_STEP = 3
+"""A viewer draws the level just finer than the screen: with steps of 4 it loads up to 16 times the pixels that the screen
+has, and shows every fourth of them each way; with a level between, a quarter of that."""
+
 UNREADABLE = (255, 0, 255)
 """Colour of a block that cannot be read, where the caller asked to be told instead of an exception."""
 
 _numbers = itertools.count()
+
+
+@dataclass(frozen=True, slots=True)
+class ViewLevel:
+    """One level as a viewer sees it.
+
+    Attributes:
+        width, height: pixels.
+        source: level of the slide that it is read from.
+        factor: pixels of that level per pixel of this one, 1 or 2.
+    """
+
+    width: int
+    height: int
+    source: int
+    factor: int
+
+
+class ViewPyramid:
+    """A slide in blocks, at its own levels and one more wherever these are more than 3 apart; safe for many threads.
+
+    Attributes:
+        slide: the open slide.
+        levels: finest first.
+        block_px: side of a block, in pixels of its level.
+    """
+
+    def __init__(self, slide: Slide, *, cache: BlockCache | None = None, block_px: int = 1024) -> None:
+        self.slide = slide
+        self.block_px = block_px
+        self.levels = tuple(_view_levels(slide))
+        self._cache = BlockCache(DEFAULT_CACHE_BYTES) if cache is None else cache
+
+    def grid(self, level: int) -> tuple[int, int]:
+        """Number of (rows, columns) of blocks of a level."""
+        one = self.levels[level]
+        return -(-one.height // self.block_px), -(-one.width // self.block_px)
+
+    def block(self, level: int, row: int, column: int) -> NDArray[np.uint8]:
+        """One block, (h, w, 3) uint8 RGB, read-only: from the cache, or read and put there.
+
+        Raises:
+            ReadError: its pixels cannot be decoded.
+        """
+        key = (self.slide.uid, level, self.block_px, row, column)
+        block = self._cache.get(key)
+        if block is None:
+            block = self._read(self.levels[level], row * self.block_px, column * self.block_px)
+            self._cache.put(key, block)
+        return block
+
+    def holds(self, level: int, row: int, column: int) -> bool:
+        """Whether a block is in the cache; a block asked for counts as used."""
+        return self._cache.get((self.slide.uid, level, self.block_px, row, column)) is not None
+
+    def arrays(self, *, on_error: Callable[[ReadError], None] | None = None) -> list[Any]:
+        """One lazy dask array (H, W, 3) uint8 RGB per level, finest first; see `dask_levels`."""
+        import dask.array as da
+
+        call = next(_numbers)  # names never repeat: dask keeps results by name, and a stale one shows stale pixels
+        return [
+            da.map_blocks(
+                _dask_block,
+                pyramid=self,
+                level=number,
+                on_error=on_error,
+                chunks=da.core.normalize_chunks((self.block_px, self.block_px, 3), (level.height, level.width, 3)),
+                dtype=np.uint8,
+                meta=np.empty((0, 0, 0), np.uint8),
+                name=f"msamil-{self.slide.uid}-{call}-{number}",
+            )
+            for number, level in enumerate(self.levels)
+        ]
+
+    def _read(self, level: ViewLevel, y: int, x: int) -> NDArray[np.uint8]:
+        width, height = min(self.block_px, level.width - x), min(self.block_px, level.height - y)
+        if level.factor == 1:
+            return self.slide.read_level(level.source, x, y, width, height)
+        source, f = self.slide.levels[level.source], level.factor
+        right, bottom = min(source.width, (x + width) * f), min(source.height, (y + height) * f)
+        return reduce_box(self.slide.read_level(level.source, x * f, y * f, right - x * f, bottom - y * f), f)
 
 
 def dask_levels(
@@ -32,11 +116,11 @@ def dask_levels(
     block_px: int = 1024,
     on_error: Callable[[ReadError], None] | None = None,
 ) -> list[Any]:
-    """Return one lazy dask array per level of the slide, finest first: (H, W, 3) uint8 RGB.
+    """Return lazy dask arrays for a viewer, finest first: (H, W, 3) uint8 RGB.
 
-    Add them to napari with `cache=False`: blocks are kept in `cache` alone, which is bounded in bytes and can be
-    emptied.
-    The arrays keep the slide open.
+    They are the levels of the slide, and one of half the size wherever two of these are more than 3 apart. Add them to
+    napari with `cache=False`: blocks are kept in `cache` alone, which is bounded in bytes and can be emptied. The
+    arrays keep the slide open.
 
     Args:
         slide: an open slide.
@@ -45,50 +129,28 @@ def dask_levels(
         on_error: called, from whichever thread reads, with the error of a block that cannot be read; the block then
             shows in magenta. Without it the error is raised where the block is computed.
     """
-    import dask.array as da
+    return ViewPyramid(slide, cache=cache, block_px=block_px).arrays(on_error=on_error)
 
-    cache = BlockCache(DEFAULT_CACHE_BYTES) if cache is None else cache
-    call = next(_numbers)  # names never repeat: dask keeps results by name, and a stale one shows stale pixels
-    arrays = []
+
+def _view_levels(slide: Slide) -> list[ViewLevel]:
+    levels: list[ViewLevel] = []
     for number, level in enumerate(slide.levels):
-        chunks = da.core.normalize_chunks((block_px, block_px, 3), (level.height, level.width, 3))
-        arrays.append(
-            da.map_blocks(
-                _read_block,
-                slide=slide,
-                level=number,
-                cache=cache,
-                block_px=block_px,
-                on_error=on_error,
-                chunks=chunks,
-                dtype=np.uint8,
-                meta=np.empty((0, 0, 0), np.uint8),
-                name=f"msamil-{slide.uid}-{call}-{number}",
-            )
-        )
-    return arrays
+        levels.append(ViewLevel(level.width, level.height, number, 1))
+        if number + 1 < len(slide.levels) and level.width > MAX_VIEW_STEP * slide.levels[number + 1].width:
+            levels.append(ViewLevel(-(-level.width // 2), -(-level.height // 2), number, 2))
+    return levels
 
 
-def _read_block(
-    *,
-    slide: Slide,
-    level: int,
-    cache: BlockCache,
-    block_px: int,
-    on_error: Callable[[ReadError], None] | None,
-    block_info: Any = None,
+def _dask_block(
+    *, pyramid: ViewPyramid, level: int, on_error: Callable[[ReadError], None] | None, block_info: Any = None
 ) -> NDArray[np.uint8]:
     (y0, y1), (x0, x1), _ = block_info[None]["array-location"]
-    key = (slide.uid, level, block_px, y0, x0)
-    block = cache.get(key)
-    if block is None:
-        try:
-            block = slide.read_level(level, x0, y0, x1 - x0, y1 - y0)
-        except ReadError as error:
-            if on_error is None:
-                raise
-            on_error(error)
-            block = np.empty((y1 - y0, x1 - x0, 3), np.uint8)
-            block[:] = UNREADABLE
-        cache.put(key, block)
-    return block
+    try:
+        return pyramid.block(level, y0 // pyramid.block_px, x0 // pyramid.block_px)
+    except ReadError as error:
+        if on_error is None:
+            raise
+        on_error(error)
+        block = np.empty((y1 - y0, x1 - x0, 3), np.uint8)
+        block[:] = UNREADABLE
+        return block
