@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from napari.utils.notifications import show_error
 
 from napari_msamil.plugin.compat import camera
-from napari_msamil.slide.pyramid import BlockCache, dask_levels
+from napari_msamil.plugin.prefetch import Prefetcher
+from napari_msamil.slide.pyramid import BlockCache, ViewPyramid
 from napari_msamil.slide.slide import Slide, open_slide
 
 if TYPE_CHECKING:
@@ -48,8 +49,8 @@ def slide_layers(viewer: napari.viewer.Viewer) -> list[napari.layers.Image]:
 
 def slide_of(layer: napari.layers.Layer) -> Slide:
     """The open slide behind a slide layer."""
-    slide: Slide = tag(layer)["source"]
-    return slide
+    pyramid: ViewPyramid = tag(layer)["pyramid"]
+    return pyramid.slide
 
 
 def mpp_of(layer: napari.layers.Layer) -> tuple[float, float] | None:
@@ -71,6 +72,7 @@ def layer_data(path: str | Path) -> LayerData:
         SlideError: the file is not a slide that can be read.
     """
     slide = open_slide(path)
+    pyramid = ViewPyramid(slide, cache=CACHE)
     mpp_x, mpp_y = slide.mpp or (1.0, 1.0)
     unit = "pixel" if slide.mpp is None else "um"
     keywords = {
@@ -82,9 +84,17 @@ def layer_data(path: str | Path) -> LayerData:
         "scale": (mpp_y, mpp_x),
         "units": (unit, unit),
         "axis_labels": ("y", "x"),
-        "metadata": {KEY: {"role": SLIDE, "slide": slide.uid, "source": slide, "mpp": slide.mpp}},
+        "metadata": {
+            KEY: {
+                "role": SLIDE,
+                "slide": slide.uid,
+                "mpp": slide.mpp,
+                "pyramid": pyramid,
+                "prefetcher": Prefetcher(pyramid),
+            }
+        },
     }
-    return dask_levels(slide, cache=CACHE, on_error=_tell_once()), keywords, "image"
+    return pyramid.arrays(on_error=_tell_once()), keywords, "image"
 
 
 def _tell_once() -> Callable[[ReadError], None]:
@@ -119,13 +129,26 @@ def calibrate(viewer: napari.viewer.Viewer, slide_layer: napari.layers.Image, mp
 
 
 def watch(viewer: napari.viewer.Viewer) -> None:
-    """Release slides when their layer leaves this viewer; calling it again changes nothing."""
+    """Look after the slides of a viewer: read ahead of the view, and let go of a slide when its layer is removed.
+
+    Calling it again changes nothing.
+    """
+    viewer.layers.events.inserted.connect(_attend)
     viewer.layers.events.removed.connect(_release)
+
+
+def _attend(event: Any) -> None:
+    layer = event.value
+    if tag(layer).get("role") == SLIDE:
+        prefetcher: Prefetcher = tag(layer)["prefetcher"]
+        layer.events.set_data.connect(prefetcher.follow)
+        prefetcher.look_around(layer)
 
 
 def _release(event: Any) -> None:
     layer = event.value
     if tag(layer).get("role") == SLIDE:
+        tag(layer)["prefetcher"].stop()
         slide = slide_of(layer)
         slide.close()
         CACHE.drop(slide.uid)
