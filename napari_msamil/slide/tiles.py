@@ -110,7 +110,7 @@ class TileGrid:
             if count == 0 or offset == 0:
                 return None
             data = source.read(offset, count)
-            if self.jpeg and data.rfind(JPEG_END, max(0, count - 64)) < 0:
+            if self.jpeg and data.rfind(JPEG_END) < 0:
                 raise ValueError("a JPEG tile ends too early")  # libjpeg would fill the rest with grey and say nothing
             samples = self.decode(data, plane.first_index + index, **plane.options)[0]
             parts.append(samples[0])  # (1, h, w, S) -> (h, w, S)

@@ -15,13 +15,13 @@ from napari_msamil.slide.slide import Slide
 
 @pytest.fixture
 def slide(make_slide, tmp_path):
-    with open_slide(make_slide(tmp_path / "slide.tif", (5000, 2100), (1, 4), mpp=0.5)) as opened:
+    with open_slide(make_slide(tmp_path / "slide.tif", (5000, 2100), (1, 2, 4), mpp=0.5)) as opened:
         yield opened
 
 
 def test_lazy_levels_equal_the_slide(slide) -> None:
     levels = dask_levels(slide)
-    assert [array.shape for array in levels] == [(2100, 5000, 3), (525, 1250, 3)]
+    assert [array.shape for array in levels] == [(2100, 5000, 3), (1050, 2500, 3), (525, 1250, 3)]
     for number, array in enumerate(levels):
         assert array.dtype == np.uint8
         assert array.chunks[0][0] == min(1024, array.shape[0])
@@ -50,7 +50,7 @@ def test_blocks_are_read_once_and_come_from_the_cache_after_that(slide, monkeypa
 
 def test_names_never_repeat_so_that_no_stale_pixels_can_show(slide) -> None:
     names = [array.name for _ in range(2) for array in dask_levels(slide)]
-    assert len(set(names)) == 4
+    assert len(set(names)) == 6
     assert all(slide.uid in name for name in names)
 
 
