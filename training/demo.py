@@ -10,7 +10,7 @@ import argparse
 import logging
 import platform
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -48,21 +48,49 @@ STAGES = ("segment", "patches", "end-to-end", "mil")
 
 @dataclass(frozen=True)
 class Recipe:
-    """How much work each stage does; `sized` makes it smaller or larger as a whole."""
+    """How much work each stage does; `sized` makes it smaller or larger as a whole.
+
+    Attributes:
+        segment, patches, end_to_end, mil: Steps of the stages.
+        seed: Of everything random.
+        drawn: Drawn slides trained on.
+        test_drawn: Drawn slides evaluated on.
+        thumbnail_px: Side of the thumbnails that the segmenter learns from.
+        thumbnails: Thumbnails it is scored on.
+        batches: Thumbnails and patches a step.
+        scored: Patches that the warm-up is scored on.
+        bag: Patches a slide, end to end.
+        cells: Fields along a side of the smallest composed slides.
+    """
 
     segment: int = 450
-    patches: int = 1000
-    end_to_end: int = 220
+    patches: int = 700
+    end_to_end: int = 100
     mil: int = 400
     seed: int = 0
     drawn: int = DRAWN
     test_drawn: int = 10
+    thumbnail_px: int = 384
+    thumbnails: int = 40
+    batches: tuple[int, int] = (4, 32)
+    scored: int = 240
+    bag: int = 24
+    cells: int = 6
 
     def sized(self, minutes: float) -> "Recipe":
         """Steps for about ``minutes`` on two free CPU cores, in proportion to the standard 60."""
         factor = minutes / 60
-        steps = (max(2, round(n * factor)) for n in (self.segment, self.patches, self.end_to_end, self.mil))
-        return Recipe(*steps, seed=self.seed, drawn=self.drawn, test_drawn=self.test_drawn)
+
+        def steps(standard: int) -> int:
+            return max(2, round(standard * factor))
+
+        return replace(
+            self,
+            segment=steps(self.segment),
+            patches=steps(self.patches),
+            end_to_end=steps(self.end_to_end),
+            mil=steps(self.mil),
+        )
 
 
 def demo_card() -> Card:
@@ -80,7 +108,14 @@ def demo_card() -> Card:
 
 
 def make_demo(
-    data: Path, out: Path, *, recipe: Recipe, resume: bool = False, stages: Sequence[str] = STAGES, command: str = ""
+    data: Path,
+    out: Path,
+    *,
+    recipe: Recipe,
+    resume: bool = False,
+    stages: Sequence[str] = STAGES,
+    command: str = "",
+    card: Card | None = None,
 ) -> Path:
     """Train, choose, freeze, evaluate once, write.
 
@@ -91,12 +126,13 @@ def make_demo(
         resume: Continue from the checkpoints.
         stages: Those to run; without all of them nothing is evaluated or written.
         command: Written on the card.
+        card: The network, if not that of `demo_card`.
 
     Returns:
         ``out``.
     """
     folder = out.with_suffix(".run")
-    model = build_model(demo_card(), seed=recipe.seed)
+    model = build_model(card or demo_card(), seed=recipe.seed)
     training, validation = split_cases(read_cases(data, TRAINING_FOLDS), share=VALIDATION_SHARE, seed=recipe.seed)
     chosen = train_stages(model, training, validation, recipe=recipe, folder=folder, resume=resume, stages=stages)
     if set(stages) != set(STAGES):
@@ -122,25 +158,37 @@ def train_stages(
 ) -> dict[str, Any]:
     """Run the stages asked for, in order, and return the validation score of each."""
     chosen: dict[str, Any] = {}
-    slides, held = SlideData(training, recipe.drawn), SlideData(validation, recipe.drawn)
+    sides = (recipe.cells, recipe.cells * 3 // 2)
+    slides, held = SlideData(training, recipe.drawn, sides), SlideData(validation, recipe.drawn, sides)
     if "segment" in stages:
         plan = Plan("segment", recipe.segment, 2e-3, score_every=50, seed=recipe.seed)
         state = train_segmenter(
             model,
-            SegmentData(training, drawn=recipe.drawn),
-            SegmentData(validation, drawn=recipe.drawn),
+            SegmentData(training, recipe.thumbnail_px, recipe.drawn),
+            SegmentData(validation, recipe.thumbnail_px, recipe.drawn),
             plan=plan,
             folder=folder,
+            batch=recipe.batches[0],
+            thumbnails=recipe.thumbnails,
             resume=resume,
         )
         chosen["lesion IoU on thumbnails"] = state.best_score
     if "patches" in stages:
-        plan = Plan("patches", recipe.patches, 1.5e-3, weight_decay=0.02, score_every=100, seed=recipe.seed)
-        state = train_on_patches(model, slides, held, plan=plan, folder=folder, resume=resume)
+        plan = Plan("patches", recipe.patches, 1e-3, weight_decay=0.02, score_every=50, seed=recipe.seed)
+        state = train_on_patches(
+            model,
+            slides,
+            held,
+            plan=plan,
+            folder=folder,
+            batch=recipe.batches[1],
+            patches=recipe.scored,
+            resume=resume,
+        )
         chosen["patch AUC"] = state.best_score
     if "end-to-end" in stages:
-        plan = Plan("end-to-end", recipe.end_to_end, 5e-4, warmup=20, score_every=44, seed=recipe.seed)
-        state = train_end_to_end(model, slides, validation, plan=plan, folder=folder, resume=resume)
+        plan = Plan("end-to-end", recipe.end_to_end, 5e-4, warmup=10, score_every=25, seed=recipe.seed)
+        state = train_end_to_end(model, slides, validation, plan=plan, folder=folder, patches=recipe.bag, resume=resume)
         chosen["slide AUC, end to end"] = state.best_score
     if "mil" in stages:
         model.eval()
@@ -164,7 +212,7 @@ def _bags(
     for part, cases in enumerate((training, validation)):
         for k, case in enumerate(cases):
             rng = np.random.default_rng([recipe.seed, 41, part, k])
-            slide = compose_case(case, rng, cells_a_side=(6, 10))
+            slide = compose_case(case, rng, cells_a_side=(recipe.cells, recipe.cells + 4))
             look = random_look(rng) if part == 0 else None
             parts[part].append((bag_of(model, slide, where / f"{case.name}.pt", look=look, seed=k), case.label))
             _log.info("bag %d of %d: %d patches", k + 1, len(cases), len(parts[part][-1][0].features))
@@ -179,7 +227,9 @@ def evaluate(model: Model, data: Path, recipe: Recipe, folder: Path) -> dict[str
     """The one look at fold 3, and at drawn slides with seeds never trained on."""
     cases = read_cases(data, (TEST_FOLD,))
     slides = (
-        compose_case(case, np.random.default_rng([recipe.seed, 61, k]), cells_a_side=(8, 14))
+        compose_case(
+            case, np.random.default_rng([recipe.seed, 61, k]), cells_a_side=(recipe.cells + 2, recipe.cells * 2 + 2)
+        )
         for k, case in enumerate(cases)
     )
     found = _predict(model, slides)

@@ -74,11 +74,15 @@ def train_on_patches(
     """Warm-up: the extractor tells the six tissue classes of EBHI-Seg apart on patches of all scales.
 
     A patch's target is the share of each class in its tissue. The best weights by validation AUC of "mostly
-    adenocarcinoma" against "no adenocarcinoma" stay in the model; the classifier on top is thrown away.
+    adenocarcinoma" against "no adenocarcinoma" stay in the model; the classifiers are thrown away: one on the
+    extractor's features, and one on the mean of the encoder's map, without which the encoder learns little until the
+    Transformer above it has settled.
     """
     card = model.card
     torch.manual_seed(plan.seed)
     head = nn.Linear(card.extractor.out_dim, len(TISSUES)).to(model.device)
+    shortcut = nn.Linear(int(model.extractor.encoder.num_features), len(TISSUES)).to(model.device)
+    maps: list[Tensor] = []
 
     def step(number: int) -> float:
         model.extractor.train()
@@ -87,13 +91,16 @@ def train_on_patches(
             rng = np.random.default_rng([plan.seed, 21, number, k])
             patch = _random_patch(data, rng, card.scales_mpp, card.patch_px)
             generator = torch.Generator().manual_seed(number * batch + k)
-            pixels.append(apply_look(patch.pixels[None], random_look(rng), generator=generator))
+            pixels.append(apply_look(patch.pixels[None], random_look(rng, strength=0.6), generator=generator))
             targets.append(patch.shares)
+        hook = model.extractor.project_in.register_forward_pre_hook(lambda _, inputs: maps.append(inputs[0]))
         logits = head(model.embed(torch.cat(pixels)))
+        hook.remove()
+        early = shortcut(maps.pop().mean(1))
         target = torch.from_numpy(np.stack(targets)).to(logits.device)
-        loss = -(target * log_softmax(logits, dim=1)).sum(1).mean()
-        loss.backward()  # type: ignore[no-untyped-call]
-        return float(loss.detach())
+        losses = [-(target * log_softmax(guess, dim=1)).sum(1).mean() for guess in (logits, early)]
+        torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]
+        return float(losses[0].detach())
 
     fixed: list[LabelledPatch] = []
 
@@ -111,13 +118,13 @@ def train_on_patches(
         model.extractor.eval()
         shares = np.stack([patch.shares for patch in fixed])[:, ADENOCARCINOMA]
         with torch.inference_mode():
-            chunks = torch.from_numpy(np.stack([patch.pixels for patch in fixed])).split(40)
+            chunks = torch.split(torch.from_numpy(np.stack([patch.pixels for patch in fixed])), 40)
             logits = torch.cat([head(model.embed(chunk)) for chunk in chunks])
         guess = logits.softmax(1)[:, ADENOCARCINOMA].cpu().numpy()
         clear = (shares > 0.5) | (shares == 0)
         return auc(shares[clear] > 0.5, guess[clear])
 
-    modules = {"extractor": model.extractor, "head": head}
+    modules = {"extractor": model.extractor, "head": head, "shortcut": shortcut}
     return train(plan, modules, step=step, score=score, folder=folder, resume=resume)
 
 
@@ -246,7 +253,7 @@ def _backward(model: Model, pixels: Tensor, table: PatchTable, label: int, *, we
         output = model.aggregate(make_bag(features, table), attention=False)
         return weight * cross_entropy(output.logits[None], target, label_smoothing=0.05)
 
-    chunks = [model.normalise(part) for part in pixels.split(chunk)]
+    chunks = [model.normalise(part) for part in torch.split(pixels, chunk)]
     return two_pass_backward(model.extractor, chunks, head)
 
 

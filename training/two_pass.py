@@ -56,7 +56,7 @@ def two_pass_backward(extractor: nn.Module, chunks: Sequence[Tensor], head: Call
     loss.backward()  # type: ignore[no-untyped-call]
     assert features.grad is not None
     after = _random_state(chunks[0].device)
-    for chunk, state, gradient in zip(chunks, states, features.grad.split([len(p) for p in parts]), strict=True):
+    for chunk, state, gradient in zip(chunks, states, torch.split(features.grad, [len(p) for p in parts]), strict=True):
         _restore(state, chunk.device)
         extractor(chunk).backward(gradient)
     _restore(after, chunks[0].device)

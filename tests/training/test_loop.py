@@ -1,0 +1,64 @@
+"""The loop keeps the best weights, resumes exactly, and refuses what cannot be right."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from napari_msamil.training.loop import Plan, train
+from torch import nn
+
+PLAN = Plan("fit", steps=12, learning_rate=0.05, warmup=3, score_every=4, seed=5)
+
+
+def fit(folder: Path, plan: Plan = PLAN, **options: object) -> tuple[nn.Linear, list[float]]:
+    torch.manual_seed(0)
+    model = nn.Linear(4, 1)
+    losses: list[float] = []
+
+    def step(number: int) -> float:
+        x = torch.randn(8, 4)  # from the global state, as dropout would be
+        loss = (nn.functional.dropout(model(x), 0.2) - x.sum(1, keepdim=True)).square().mean()
+        loss.backward()
+        losses.append(float(loss.detach()))
+        return losses[-1]
+
+    def score() -> float:
+        return -float((model.weight - 1).abs().sum().detach())
+
+    train(plan, {"model": model}, step=step, score=score, folder=folder, **options)  # type: ignore[arg-type]
+    return model, losses
+
+
+def test_resumed_run_equals_the_uninterrupted_one_bit_for_bit(tmp_path: Path) -> None:
+    whole, losses = fit(tmp_path / "whole")
+    _, first = fit(tmp_path / "parts", stop_after=6)  # the last checkpoint is at step 4
+    resumed, second = fit(tmp_path / "parts", resume=True)
+    assert first[:4] + second == losses
+    assert torch.equal(whole.weight, resumed.weight)
+    assert torch.equal(whole.bias, resumed.bias)
+
+
+def test_best_weights_are_left_in_the_model(tmp_path: Path) -> None:
+    model, _ = fit(tmp_path, replace(PLAN, steps=40, learning_rate=0.3))
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    left = -float((model.weight - 1).abs().sum().detach())
+    assert left == pytest.approx(max(line["score"] for line in lines), abs=1e-4)
+
+
+def test_another_plan_does_not_resume(tmp_path: Path) -> None:
+    fit(tmp_path)
+    with pytest.raises(ValueError, match=r"learning_rate was 0\.05 and is now 0\.1"):
+        fit(tmp_path, replace(PLAN, learning_rate=0.1), resume=True)
+
+
+def test_a_loss_that_is_no_number_stops_and_keeps_the_checkpoint(tmp_path: Path) -> None:
+    fit(tmp_path, stop_after=6)
+    before = (tmp_path / "fit.pt").read_bytes()
+    model = nn.Linear(4, 1)
+    with pytest.raises(FloatingPointError, match="step 4"):
+        train(PLAN, {"model": model}, step=lambda _: math.nan, score=lambda: 0.0, folder=tmp_path, resume=True)
+    assert (tmp_path / "fit.pt").read_bytes() == before
+    assert [file.name for file in tmp_path.glob("*.tmp*")] == []
