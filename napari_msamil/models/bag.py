@@ -78,10 +78,10 @@ class Bag:
         return len(self.features)
 
     def to(self, device: torch.device | str) -> Bag:
-        """The same bag on another device."""
+        """The same bag on another device; the footprint, float64 and tiny, stays where it is (MPS knows no float64)."""
         moved = {
             name: value.to(device)
-            for name in ("features", "coords", "scale", "footprint", "parent")
+            for name in ("features", "coords", "scale", "parent")
             if (value := getattr(self, name)) is not None
         }
         return replace(self, **moved)

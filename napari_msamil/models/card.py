@@ -88,7 +88,7 @@ class Card(Frozen):
         created: Date in ISO form, or empty.
     """
 
-    format: int = FORMAT
+    format: int = Field(default=FORMAT, ge=1, le=FORMAT)
     name: str = Field(min_length=1)
     preset: str = "default"
     classes: tuple[str, ...]
@@ -178,7 +178,7 @@ class Card(Frozen):
         """
         try:
             data = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ModelFileError(f"{source}: its card is not readable JSON ({error}). Get the file again.") from error
         version = data.get("format") if isinstance(data, dict) else None
         if isinstance(version, int) and version > FORMAT:

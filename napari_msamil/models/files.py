@@ -112,7 +112,7 @@ def _header(path: Path, blob: bytes) -> dict[str, object]:
         raise ModelFileError(f"{path} was cut: its header needs {length} bytes, {len(blob) - 8} are there. {_AGAIN}")
     try:
         header = json.loads(blob[8 : 8 + length])
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ModelFileError(f"{path} was damaged: its header is not readable. {_AGAIN}") from error
     if not isinstance(header, dict):
         raise ModelFileError(f"{path} was damaged: its header is no table of tensors. {_AGAIN}")

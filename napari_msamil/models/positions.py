@@ -23,9 +23,12 @@ def sinusoid(positions: Tensor, dim: int, *, dtype: torch.dtype = torch.float32)
     """
     if dim % 2:
         raise ValueError(f"a sinusoidal code needs an even width, got {dim}")
+    device = positions.device
+    if device.type == "mps":  # knows no float64
+        positions = positions.cpu()
     rates = 10000.0 ** (-torch.arange(0, dim, 2, dtype=torch.float64, device=positions.device) / dim)
     angles = positions.to(torch.float64)[:, None] * rates  # (N, dim / 2)
-    code = torch.empty(len(positions), dim, dtype=dtype, device=positions.device)
+    code = torch.empty(len(positions), dim, dtype=dtype, device=device)
     code[:, 0::2] = angles.sin()
     code[:, 1::2] = angles.cos()
     return code

@@ -114,6 +114,16 @@ def test_wrong_pictures_are_refused_with_their_shape() -> None:
         model.normalise(torch.zeros(1, 3, 8, 8))
 
 
+def test_bfloat16_autocast_keeps_results_in_float32_and_near() -> None:
+    model = build_model(tiny_card(), seed=0)
+    expected = outputs(model)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got = outputs(model)
+    for full, low in zip(expected, got, strict=True):
+        assert low.dtype == torch.float32
+        assert 0 < float((low - full).abs().max()) < 0.1 * float(full.abs().max())
+
+
 def test_numbers_that_overflow_are_an_error_never_a_result() -> None:
     model = build_model(tiny_card(), seed=0)
     with pytest.raises(MsamilError, match="no finite number for this slide"):
@@ -262,14 +272,14 @@ def test_files_of_other_kinds_are_refused_by_name(tmp_path: Path) -> None:
     save_file({"x": torch.zeros(3)}, tmp_path / "other.safetensors")
     with pytest.raises(ModelFileError, match=r"other\.safetensors is a safetensors file, but not one of napari-msamil"):
         load_model(tmp_path / "other.safetensors")
-    for name, content in {
-        "a.png": b"\x89PNG\r\n\x1a\n" + bytes(50),
-        "empty": b"",
-        "text": b"hello, I am a text",
-    }.items():
+    contents = {"a.png": b"\x89PNG\r\n\x1a\n" + bytes(50), "empty": b"", "text": b"hello, I am a text"}
+    for name, content in contents.items():
         (tmp_path / name).write_bytes(content)
         with pytest.raises(ModelFileError, match=f"{name} is not a model file of napari-msamil"):
             load_model(tmp_path / name)
+    (tmp_path / "deep").write_bytes((5000).to_bytes(8, "little") + b'{"a":' + b"[" * 4995)
+    with pytest.raises(ModelFileError, match="deep was damaged: its header is not readable"):
+        load_model(tmp_path / "deep")
     torch.save({"x": torch.zeros(3)}, tmp_path / "weights.pt")
     with pytest.raises(ModelFileError, match=r"weights\.pt is not a model file"):
         load_model(tmp_path / "weights.pt")

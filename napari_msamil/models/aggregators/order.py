@@ -23,17 +23,17 @@ def row_order(bag: Bag, how: Literal["xy", "yx", "quadtree_post"]) -> Tensor:
             patches, every patch right after all its children, children by x, then y.
 
     Returns:
-        (N,) int64 row numbers.
+        (N,) int64 row numbers, on the device of the coordinates.
     """
-    x, y = bag.coords.unbind(1)
-    if how == "xy":
-        return _lexsort((x, y, bag.scale))
-    if how == "yx":
-        return _lexsort((y, x, bag.scale))
-    return _lexsort(_tree_path(bag))
+    (x, y), scale = bag.coords.cpu().unbind(1), bag.scale.cpu()  # sorted there, every device numbers rows alike
+    if how == "quadtree_post":
+        keys = _tree_path(bag)
+    else:
+        keys = [x, y, scale] if how == "xy" else [y, x, scale]
+    return _lexsort(keys).to(bag.coords.device)
 
 
-def _lexsort(keys: tuple[Tensor, ...] | list[Tensor]) -> Tensor:
+def _lexsort(keys: list[Tensor]) -> Tensor:
     """Row numbers sorted by the first key, ties by the next, and so on."""
     order = keys[-1].argsort(stable=True)
     for key in reversed(keys[:-1]):
@@ -42,8 +42,8 @@ def _lexsort(keys: tuple[Tensor, ...] | list[Tensor]) -> Tensor:
 
 
 def grid_index(bag: Bag) -> Tensor:
-    """(column, row) of each patch in the grid of its own scale: (N, 2) int64."""
-    return (bag.coords / _footprint(bag)[bag.scale]).round().to(torch.int64)
+    """(column, row) of each patch in the grid of its own scale: (N, 2) int64 on the CPU."""
+    return (bag.coords.cpu() / _footprint(bag)[bag.scale.cpu()]).round().to(torch.int64)
 
 
 def _footprint(bag: Bag) -> Tensor:
@@ -51,22 +51,22 @@ def _footprint(bag: Bag) -> Tensor:
         raise BagError("This bag has no footprint, which the grid coordinates and the quadtree order need.")
     if int(bag.scale.max()) >= len(bag.footprint):
         raise BagError(f"The bag has scale {int(bag.scale.max())}, its footprint lists {len(bag.footprint)} scales.")
-    return bag.footprint.to(torch.float64)
+    return bag.footprint.cpu().to(torch.float64)
 
 
 def _tree_path(bag: Bag) -> list[Tensor]:
     """Column and row at the coarsest scale, then at each finer one; beyond a patch's own scale comes the last place."""
     footprint = _footprint(bag)
-    index = grid_index(bag)
+    index, scale = grid_index(bag), bag.scale.cpu()
     ratios = [round(float(b / a)) for a, b in itertools.pairwise(footprint[:, 0])]
     path: list[Tensor] = []
     for level in reversed(range(len(footprint))):
-        factor = torch.ones_like(bag.scale)  # cells of a row's own scale along one side of this level's cell
+        factor = torch.ones_like(scale)  # cells of a row's own scale along one side of this level's cell
         for step in range(level):
-            factor = factor * torch.where(bag.scale <= step, ratios[step], 1)
+            factor = factor * torch.where(scale <= step, ratios[step], 1)
         cell = index.div(factor[:, None], rounding_mode="floor")
         last = torch.iinfo(torch.int64).max
-        path += [torch.where(bag.scale <= level, cell[:, axis], last) for axis in (0, 1)]
+        path += [torch.where(scale <= level, cell[:, axis], last) for axis in (0, 1)]
     return path
 
 
@@ -96,13 +96,14 @@ def place_code(
         raise BagError(
             f"The bag has scales {int(bag.scale.min())} to {int(bag.scale.max())}, this model knows 0 to {scales - 1}."
         )
-    xy = bag.coords.to(torch.float64)
+    xy = bag.coords.cpu().to(torch.float64)  # on the CPU, which is the only device that always knows float64
     if units == "slide":
-        xy = xy / torch.tensor(bag.slide_size, dtype=torch.float64, device=xy.device)
+        xy = xy / torch.tensor(bag.slide_size, dtype=torch.float64)
     elif units == "bbox":
         low = xy.amin(0)
         xy = (xy - low) / (xy.amax(0) - low).clamp(min=1)
     elif units == "grid":
         xy = xy / _footprint(bag)[0]
-    scale = functional.one_hot(bag.scale, scales) if scale_code == "onehot" else bag.scale[:, None]
-    return torch.cat((xy, scale.to(torch.float64)), dim=1).to(bag.features.dtype)
+    scale = bag.scale.cpu()
+    code = functional.one_hot(scale, scales) if scale_code == "onehot" else scale[:, None]
+    return torch.cat((xy, code.to(torch.float64)), dim=1).to(bag.features)
