@@ -42,7 +42,7 @@ class Request:
     Attributes:
         slide: slide file.
         model: "demo" or a model file.
-        mpp: µm per level-0 px where the slide does not say, or says it wrongly.
+        mpp: µm per level-0 px, one number or (x, y), where the slide does not say, or says it wrongly.
         device: "auto", "cpu", "cuda", "cuda:1" or "mps".
         region: look only inside these polygons (level-0 px); None is the whole slide.
         batch_size: patches per batch; None picks one for the device.
@@ -51,7 +51,7 @@ class Request:
 
     slide: Path
     model: str | Path = "demo"
-    mpp: float | None = None
+    mpp: float | tuple[float, float] | None = None
     device: str = "auto"
     region: tuple[Polygon, ...] | None = None
     batch_size: int | None = None
@@ -72,7 +72,7 @@ def classify(
     slide: str | Path,
     model: str | Path = "demo",
     *,
-    mpp: float | None = None,
+    mpp: float | tuple[float, float] | None = None,
     device: str = "auto",
     region: tuple[Polygon, ...] | None = None,
 ) -> Prediction:

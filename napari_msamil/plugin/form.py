@@ -104,6 +104,13 @@ class Form(QWidget):
         self.slide.reset_choices()
         self.slide.value = layer
 
+    def choose_model(self, model: str | Path) -> None:
+        """Select the demo model, by the name "demo", or a model file."""
+        if str(model) == DEMO:
+            self.model.value = DEMO
+        else:
+            self.model.value, self.file.value = FILE, Path(model)
+
     @property
     def layer(self) -> napari.layers.Image | None:
         """The chosen slide's layer."""
@@ -143,7 +150,7 @@ class Form(QWidget):
         return Request(
             slide=slide_of(layer).path,
             model=DEMO if self.model.value == DEMO else Path(self.file.value),
-            mpp=float(self.mpp.value) if self._asks(layer) else None,
+            mpp=None if slide_of(layer).mpp_source == "metadata" else mpp_of(layer),
             device=self.device.value,
             region=None if shapes is None else polygons(shapes, layer),
         )

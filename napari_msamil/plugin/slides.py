@@ -59,11 +59,12 @@ def mpp_of(layer: napari.layers.Layer) -> tuple[float, float] | None:
     return mpp
 
 
-def layer_data(path: str | Path) -> LayerData:
+def layer_data(path: str | Path, mpp: float | None = None) -> LayerData:
     """Open a slide and describe its layer; a dropped slide and one opened from the panel both come from here.
 
     Args:
         path: the slide file.
+        mpp: µm per level-0 pixel, where it is known better than the file says.
 
     Returns:
         (levels, keywords, "image"): one multiscale RGB layer in µm, or in pixels where the file states no mpp.
@@ -71,7 +72,7 @@ def layer_data(path: str | Path) -> LayerData:
     Raises:
         SlideError: the file is not a slide that can be read.
     """
-    slide = open_slide(path)
+    slide = open_slide(path, mpp)
     pyramid = ViewPyramid(slide, cache=CACHE)
     mpp_x, mpp_y = slide.mpp or (1.0, 1.0)
     unit = "pixel" if slide.mpp is None else "um"
