@@ -27,10 +27,8 @@ def row_order(bag: Bag, how: Literal["xy", "yx", "quadtree_post"]) -> Tensor:
     """
     (x, y), scale = bag.coords.cpu().unbind(1), bag.scale.cpu()  # sorted there, every device numbers rows alike
     if how == "quadtree_post":
-        keys = _tree_path(bag)
-    else:
-        keys = [x, y, scale] if how == "xy" else [y, x, scale]
-    return _lexsort(keys).to(bag.coords.device)
+        return _lexsort(_tree_path(bag)).to(bag.coords.device)
+    return _lexsort([x, y, scale] if how == "xy" else [y, x, scale]).to(bag.coords.device)
 
 
 def _lexsort(keys: list[Tensor]) -> Tensor:
