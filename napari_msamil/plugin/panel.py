@@ -14,6 +14,7 @@ from qtpy.QtWidgets import QFileDialog, QHBoxLayout, QLabel, QProgressBar, QScro
 
 from napari_msamil.errors import MsamilError
 from napari_msamil.plugin import compat, layers
+from napari_msamil.plugin.background import import_ahead
 from napari_msamil.plugin.form import Form, heading
 from napari_msamil.plugin.regions import add_region_layer
 from napari_msamil.plugin.result_view import OFF, ResultView
@@ -54,6 +55,7 @@ class MilPanel(QScrollArea):
         self._lay_out()
         self._connect()
         self._update()
+        import_ahead()
 
     def _lay_out(self) -> None:
         self.setWidgetResizable(True)
@@ -102,10 +104,15 @@ class MilPanel(QScrollArea):
 
     # --- opening ---------------------------------------------------------------------------------------------------
 
-    def open_slide(self, path: str | Path) -> napari.layers.Image | None:
-        """Open a slide file as a layer and choose it; a file that cannot be read gives a message and None."""
+    def open_slide(self, path: str | Path, mpp: float | None = None) -> napari.layers.Image | None:
+        """Open a slide file as a layer and choose it; a file that cannot be read gives a message and None.
+
+        Args:
+            path: the slide file.
+            mpp: µm per level-0 pixel, where it is known better than the file says.
+        """
         try:
-            data, keywords, _ = layer_data(path)
+            data, keywords, _ = layer_data(path, mpp)
         except MsamilError as error:
             show_error(str(error))
             return None

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from napari_msamil.errors import ReadError
+from napari_msamil.plugin.background import READ_AHEAD, step_back
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -19,8 +18,6 @@ if TYPE_CHECKING:
     from napari_msamil.slide.pyramid import ViewPyramid
 
 Block = tuple[int, int, int]  # level, row, column
-
-NICENESS = 10
 
 
 class Prefetcher:
@@ -71,8 +68,7 @@ class Prefetcher:
             thread.join(timeout)
 
     def _work(self) -> None:
-        if sys.platform.startswith("linux"):  # there a thread has a niceness of its own: drawing comes first
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
+        step_back(READ_AHEAD)
         while True:
             with self._lock:
                 if not self._wanted:

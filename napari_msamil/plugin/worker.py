@@ -16,6 +16,7 @@ from qtpy.QtCore import QObject, Signal
 
 from napari_msamil.errors import MsamilError
 from napari_msamil.inference.engine import tune_allocator
+from napari_msamil.plugin.background import CLASSIFY, step_back
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -42,6 +43,7 @@ def _steps(request: Request, stop: threading.Event) -> Generator[Progress, None,
     """
     from napari_msamil.inference.classify import classify_steps
 
+    step_back(CLASSIFY)
     try:
         with closing(classify_steps(request)) as steps:
             while not stop.is_set():

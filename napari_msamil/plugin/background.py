@@ -1,0 +1,33 @@
+"""What keeps background work from being felt in the window."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import threading
+
+READ_AHEAD, CLASSIFY = 4, 10
+"""How much further back than drawing, in steps of niceness."""
+
+
+def step_back(steps: int) -> None:
+    """Let this thread, and those it starts, yield the processor to the window's thread.
+
+    Linux only: elsewhere a thread has no niceness of its own. Measured on two cores, it takes back most of what a
+    running classification adds to the time of a pan.
+    """
+    if sys.platform.startswith("linux"):
+        window = os.getpriority(os.PRIO_PROCESS, os.getpid())
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), min(19, window + steps))
+
+
+def import_ahead() -> None:
+    """Import, in a thread, what opening the first slide needs: half a second that nobody then waits for."""
+    threading.Thread(target=_import, name="msamil-import", daemon=True).start()
+
+
+def _import() -> None:
+    step_back(READ_AHEAD)
+    for name in ("dask.array", "tiffslide"):
+        importlib.import_module(name)
