@@ -1,5 +1,6 @@
 """Random changes of colour and sharpness that a slide may show and that change no diagnosis."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,6 +37,22 @@ def random_look(rng: np.random.Generator, *, strength: float = 1.0) -> Look:
         blur=strength * float(rng.uniform(0, 1)) * float(rng.random() < 0.4),
         noise=strength * float(rng.uniform(0, 0.03)) * float(rng.random() < 0.5),
     )
+
+
+def apply_looks(pixels: NDArray[np.uint8], looks: Sequence[Look], *, generator: torch.Generator) -> Tensor:
+    """Pixels (B, H, W, 3) uint8, each picture under its own look: float32 in 0..1, same layout."""
+    x = torch.from_numpy(pixels.astype(np.float32)) / 255
+    stains = torch.from_numpy(np.stack([look.stain for look in looks]))
+    light, blur, noise = (
+        torch.tensor([getattr(look, name) for look in looks], dtype=torch.float32).view(-1, 1, 1, 1)
+        for name in ("light", "blur", "noise")
+    )
+    density = -torch.log(x.clamp(min=1 / 255)).flatten(1, 2)  # (B, H * W, 3)
+    x = light * torch.exp(-(density @ stains.transpose(1, 2)).clamp(min=0)).view(x.shape)
+    smooth = avg_pool2d(x.permute(0, 3, 1, 2), 3, stride=1, padding=1, count_include_pad=False).permute(0, 2, 3, 1)
+    x = x + blur * (smooth - x)
+    x = x + noise * torch.randn(x.shape, generator=generator)
+    return x.clamp(0, 1)
 
 
 def apply_look(pixels: NDArray[np.uint8], look: Look, *, generator: torch.Generator) -> Tensor:

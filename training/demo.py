@@ -58,13 +58,14 @@ class Recipe:
         thumbnail_px: Side of the thumbnails that the segmenter learns from.
         thumbnails: Thumbnails it is scored on.
         batches: Thumbnails and patches a step.
+        crop_px: Side of the pieces of patches that the warm-up learns from.
         scored: Patches that the warm-up is scored on.
         bag: Patches a slide, end to end.
         cells: Fields along a side of the smallest composed slides.
     """
 
     segment: int = 450
-    patches: int = 700
+    patches: int = 1200
     end_to_end: int = 100
     mil: int = 400
     seed: int = 0
@@ -72,7 +73,8 @@ class Recipe:
     test_drawn: int = 10
     thumbnail_px: int = 384
     thumbnails: int = 40
-    batches: tuple[int, int] = (4, 32)
+    batches: tuple[int, int] = (4, 48)
+    crop_px: int = 128
     scored: int = 240
     bag: int = 24
     cells: int = 6
@@ -174,7 +176,7 @@ def train_stages(
         )
         chosen["lesion IoU on thumbnails"] = state.best_score
     if "patches" in stages:
-        plan = Plan("patches", recipe.patches, 1e-3, weight_decay=0.02, score_every=50, seed=recipe.seed)
+        plan = Plan("patches", recipe.patches, 2e-3, weight_decay=0.02, score_every=100, seed=recipe.seed)
         state = train_on_patches(
             model,
             slides,
@@ -182,7 +184,8 @@ def train_stages(
             plan=plan,
             folder=folder,
             batch=recipe.batches[1],
-            patches=recipe.scored,
+            crop_px=recipe.crop_px,
+            scored=recipe.scored,
             resume=resume,
         )
         chosen["patch AUC"] = state.best_score

@@ -6,6 +6,7 @@ with random weights gets no useful gradient from a few hundred slide labels.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -13,19 +14,19 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, log_softmax
+from torch.nn.functional import cross_entropy, interpolate, log_softmax
 
 from napari_msamil.models.bag import Bag
 from napari_msamil.models.model import Model
 from napari_msamil.patches.grid import PatchTable
 from napari_msamil.patches.select import tissue_rows
 
-from .augment import apply_look, random_look
+from .augment import apply_look, apply_looks, random_look
 from .datasets.compose import ComposedSlide, compose
 from .datasets.ebhi_seg import ADENOCARCINOMA, FIELD_MPP, TISSUES, Case, compose_case, load_cell
 from .evaluate import auc
-from .loop import Plan, State, train
-from .patches import LabelledPatch, crop, cut_patches, draw_patch, table_of
+from .loop import Ahead, Plan, State, train
+from .patches import FieldBank, LabelledPatch, crop, cut_patches, table_of
 from .segmentation import drawn_slide, match_colours
 from .two_pass import freeze_batch_norm, two_pass_backward
 
@@ -42,16 +43,23 @@ class SlideData:
 # ---- warm-up: patches
 
 
-def _random_patch(data: SlideData, rng: np.random.Generator, scales: Sequence[float], px: int) -> LabelledPatch:
-    mpp = float(rng.choice(scales, p=_scale_odds(len(scales))))
-    if data.drawn and rng.random() < 0.08:
-        slide = drawn_slide(int(rng.integers(data.drawn)))
-        rgb = np.asarray(Image.fromarray(slide.rgb).reduce(round(mpp)))
-        kinds = slide.kinds[:: round(mpp), :: round(mpp)]
-        patch = crop(replace(slide, rgb=rgb, kinds=kinds), rng, px)
+def _random_patch(
+    bank: FieldBank, drawn: int, rng: np.random.Generator, scales: Sequence[float], px: int
+) -> LabelledPatch:
+    factor = round(float(rng.choice(scales, p=_scale_odds(len(scales)))))
+    if drawn and rng.random() < 0.08:
+        patch = crop(_drawn_at(int(rng.integers(drawn)), factor), rng, px)
         if patch is not None:
             return patch
-    return draw_patch(data.cases, rng, mpp=mpp, px=px)
+    return bank.patch(rng, factor, px)
+
+
+@lru_cache(maxsize=256)
+def _drawn_at(number: int, factor: int) -> ComposedSlide:
+    """A drawn training slide, shrunken."""
+    slide = drawn_slide(number)
+    rgb = np.asarray(Image.fromarray(slide.rgb).reduce(factor))
+    return replace(slide, rgb=rgb, kinds=slide.kinds[::factor, ::factor])
 
 
 def _scale_odds(scales: int) -> NDArray[np.float64]:
@@ -67,14 +75,17 @@ def train_on_patches(
     *,
     plan: Plan,
     folder: Path,
-    batch: int = 32,
-    patches: int = 240,
+    batch: int = 48,
+    crop_px: int = 128,
+    scored: int = 240,
     resume: bool = False,
 ) -> State:
     """Warm-up: the extractor tells the six tissue classes of EBHI-Seg apart on patches of all scales.
 
-    A patch's target is the share of each class in its tissue. The best weights by validation AUC of "mostly
-    adenocarcinoma" against "no adenocarcinoma" stay in the model; the classifiers are thrown away: one on the
+    It sees pieces of ``crop_px`` at the patches' own scale: several times as many for the same work.
+
+    A patch's target is the share of each class in its tissue. The best weights by validation AUC of
+    adenocarcinoma against all other classes stay in the model; the classifiers are thrown away: one on the
     extractor's features, and one on the mean of the encoder's map, without which the encoder learns little until the
     Transformer above it has settled.
     """
@@ -84,20 +95,29 @@ def train_on_patches(
     shortcut = nn.Linear(int(model.extractor.encoder.num_features), len(TISSUES)).to(model.device)
     maps: list[Tensor] = []
 
+    bank = FieldBank(data.cases)
+
+    def draw(number: int) -> tuple[Tensor, Tensor]:
+        rngs = [np.random.default_rng([plan.seed, 21, number, k]) for k in range(batch)]
+        # One size for the batch, then all to crop_px: glands come up to a fifth smaller or larger.
+        px = round(crop_px * float(np.exp(rngs[0].uniform(-0.2, 0.2))))
+        patches = [_random_patch(bank, data.drawn, rng, card.scales_mpp, px) for rng in rngs]
+        pixels = np.stack([patch.pixels for patch in patches])
+        generator = torch.Generator().manual_seed(number)
+        seen = apply_looks(pixels, [random_look(rng, strength=0.8) for rng in rngs], generator=generator)
+        sized = interpolate(seen.permute(0, 3, 1, 2), (crop_px, crop_px), mode="bilinear").permute(0, 2, 3, 1)
+        return sized, torch.from_numpy(np.stack([patch.shares for patch in patches]))
+
+    ahead = Ahead(draw)
+
     def step(number: int) -> float:
         model.extractor.train()
-        pixels, targets = [], []
-        for k in range(batch):
-            rng = np.random.default_rng([plan.seed, 21, number, k])
-            patch = _random_patch(data, rng, card.scales_mpp, card.patch_px)
-            generator = torch.Generator().manual_seed(number * batch + k)
-            pixels.append(apply_look(patch.pixels[None], random_look(rng, strength=0.6), generator=generator))
-            targets.append(patch.shares)
+        pixels, target = ahead(number)
         hook = model.extractor.project_in.register_forward_pre_hook(lambda _, inputs: maps.append(inputs[0]))
-        logits = head(model.embed(torch.cat(pixels)))
+        logits = head(model.extractor(model.normalise(pixels)))
         hook.remove()
         early = shortcut(maps.pop().mean(1))
-        target = torch.from_numpy(np.stack(targets)).to(logits.device)
+        target = target.to(logits.device)
         losses = [-(target * log_softmax(guess, dim=1)).sum(1).mean() for guess in (logits, early)]
         torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]
         return float(losses[0].detach())
@@ -106,23 +126,15 @@ def train_on_patches(
 
     def score() -> float:
         if not fixed:
-            fixed.extend(
-                _random_patch(
-                    replace(validation, drawn=0),
-                    np.random.default_rng([plan.seed, 22, k]),
-                    card.scales_mpp,
-                    card.patch_px,
-                )
-                for k in range(patches)
-            )
+            held = FieldBank(validation.cases)
+            rngs = (np.random.default_rng([plan.seed, 22, k]) for k in range(scored))
+            fixed.extend(_random_patch(held, 0, rng, card.scales_mpp, card.patch_px) for rng in rngs)
         model.extractor.eval()
-        shares = np.stack([patch.shares for patch in fixed])[:, ADENOCARCINOMA]
         with torch.inference_mode():
             chunks = torch.split(torch.from_numpy(np.stack([patch.pixels for patch in fixed])), 40)
             logits = torch.cat([head(model.embed(chunk)) for chunk in chunks])
-        guess = logits.softmax(1)[:, ADENOCARCINOMA].cpu().numpy()
-        clear = (shares > 0.5) | (shares == 0)
-        return auc(shares[clear] > 0.5, guess[clear])
+        positive = np.stack([patch.shares for patch in fixed])[:, ADENOCARCINOMA] > 0.5
+        return auc(positive, logits.softmax(1)[:, ADENOCARCINOMA].cpu().numpy())
 
     modules = {"extractor": model.extractor, "head": head, "shortcut": shortcut}
     return train(plan, modules, step=step, score=score, folder=folder, resume=resume)

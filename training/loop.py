@@ -10,14 +10,16 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 _log = logging.getLogger(__name__)
+Batch = TypeVar("Batch")
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,22 @@ class Plan:
     score_every: int = 100
     clip: float = 5.0
     seed: int = 0
+
+
+class Ahead(Generic[Batch]):
+    """Makes the next step's batch in a thread while this one's is learned from."""
+
+    def __init__(self, make: Callable[[int], Batch]) -> None:
+        """``make`` turns a step's number into its batch; the batch must depend on nothing else."""
+        self._make = make
+        self._pool = ThreadPoolExecutor(1)
+        self._coming: dict[int, Future[Batch]] = {}
+
+    def __call__(self, step: int) -> Batch:
+        """The batch of a step."""
+        mine = self._coming.pop(step, None) or self._pool.submit(self._make, step)
+        self._coming = {step + 1: self._pool.submit(self._make, step + 1)}
+        return mine.result()
 
 
 @dataclass

@@ -11,8 +11,8 @@ from napari_msamil.models.card import Card
 from napari_msamil.patches.grid import PatchTable, Scale, build_table
 from napari_msamil.patches.tissue import tissue_mask
 
-from .datasets.compose import GLASS, KIND_STEP_PX, Cell, ComposedSlide, compose, turn_cell
-from .datasets.ebhi_seg import FIELD_MPP, FIELD_PX, TISSUES, Case, load_cell
+from .datasets.compose import GLASS, KIND_STEP_PX, ComposedSlide
+from .datasets.ebhi_seg import TISSUES, Case, load_cell
 
 WHITE = 255
 
@@ -64,41 +64,68 @@ class LabelledPatch:
     shares: NDArray[np.float32]
 
 
-_TISSUE_ODDS = (0.06, 0.18, 0.21, 0.14, 0.38, 0.03)  # in the order of TISSUES
-_CELLS = {1.0: 2, 2.0: 2, 4.0: 5}  # columns and rows that surely cover a patch of 224 px
+# How often each of TISSUES is drawn: adenocarcinoma about as often as its neighbours together, rare classes rarely.
+_TISSUE_ODDS = np.array((0.06, 0.18, 0.21, 0.14, 0.38, 0.03))
 _LEAST_TISSUE = 0.3
 
 
-def draw_patch(cases: Sequence[Case], rng: np.random.Generator, *, mpp: float, px: int = FIELD_PX) -> LabelledPatch:
-    """A random patch at 1, 2 or 4 µm/px from one case, tissue on a third of it or more.
+class FieldBank:
+    """All fields of some cases in memory, whole and shrunken, and patches made of them in no time.
 
-    Adenocarcinoma is drawn about as often as all benign and early lesions of its neighbourhood together, rare classes
-    rarely. A coarse patch lies anywhere over the mosaic's seams and shows many fields; a fine one mostly shows one.
+    A patch at f µm/px is a piece of a mosaic of fields shrunken f times, all of one case and one class, each flipped
+    and turned by a multiple of 90 degrees.
     """
-    while True:
-        tissue = int(rng.choice(len(TISSUES), p=_TISSUE_ODDS))
-        holders = [case for case in cases if any(file.tissue == TISSUES[tissue] for file in case.fields)]
-        if not holders:
-            continue
-        case = holders[rng.integers(len(holders))]
-        if mpp == FIELD_MPP and rng.random() < 0.85:  # a whole field: no seams, and much cheaper to make
-            file = rng.choice([f for f in case.fields if f.tissue == TISSUES[tissue]])  # type: ignore[arg-type]
-            ratio = float(np.exp(rng.uniform(-0.2, 0.15)))
-            shares = np.eye(len(TISSUES), dtype=np.float32)[tissue]
-            return LabelledPatch(turn_cell(load_cell(file), rng, px, ratio), shares)
-        cells: list[Cell] = [load_cell(f) for f in case.fields if f.tissue == TISSUES[tissue] or rng.random() < 0.3]
-        slide = compose(
-            cells,
-            rng,
-            grid=(_CELLS[mpp], _CELLS[mpp]),
-            mpp=mpp,
-            cell_mpp=FIELD_MPP * float(np.exp(rng.uniform(-0.2, 0.2))),
-            fill=float(rng.uniform(0.7, 1.0)),
-            use_all=False,
-        )
-        patch = crop(slide, rng, px)
-        if patch is not None:
-            return patch
+
+    def __init__(self, cases: Sequence[Case], *, factors: Sequence[int] = (1, 2, 4)) -> None:
+        files = [(case.name, file) for case in cases for file in case.fields]
+        whole = np.stack([load_cell(file).pixels for _, file in files])  # (n, 224, 224, 3)
+        self._pixels = {f: whole if f == 1 else _shrink(whole, f) for f in factors}
+        self._groups: dict[int, list[list[int]]] = {}  # tissue -> cases -> rows
+        rows: dict[tuple[int, str], list[int]] = {}
+        for row, (name, file) in enumerate(files):
+            rows.setdefault((TISSUES.index(file.tissue), name), []).append(row)
+        for (tissue, _), group in sorted(rows.items()):
+            self._groups.setdefault(tissue, []).append(group)
+        odds = np.array([_TISSUE_ODDS[k] * (k in self._groups) for k in range(len(TISSUES))])
+        self._odds = odds / odds.sum()
+
+    def patch(self, rng: np.random.Generator, factor: int, px: int) -> LabelledPatch:
+        """A random patch of side ``px`` at ``factor`` µm/px."""
+        tissue = int(rng.choice(len(TISSUES), p=self._odds))
+        groups = self._groups[tissue]
+        group = groups[rng.integers(len(groups))]
+        fields = self._pixels[factor]
+        side = fields.shape[1]
+        if side >= px and rng.random() < 0.85:  # a piece of one field, no seams
+            return LabelledPatch(_piece(_turn(fields[rng.choice(group)], rng), rng, px), _one_hot(tissue))
+        across = -(-px // side) + 1
+        mosaic = np.empty((across * side, across * side, 3), np.uint8)
+        for y in range(across):
+            for x in range(across):
+                cell = _turn(fields[rng.choice(group)], rng)
+                mosaic[y * side : (y + 1) * side, x * side : (x + 1) * side] = cell
+        return LabelledPatch(_piece(mosaic, rng, px), _one_hot(tissue))
+
+
+def _shrink(pixels: NDArray[np.uint8], factor: int) -> NDArray[np.uint8]:
+    """Box averages of (n, H, W, 3)."""
+    return np.stack([np.asarray(Image.fromarray(picture).reduce(factor)) for picture in pixels])
+
+
+def _turn(pixels: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
+    turned = np.rot90(pixels, int(rng.integers(4)))
+    return turned[:, ::-1] if rng.random() < 0.5 else turned
+
+
+def _piece(pixels: NDArray[np.uint8], rng: np.random.Generator, px: int) -> NDArray[np.uint8]:
+    y, x = (int(rng.integers(length - px + 1)) for length in pixels.shape[:2])
+    return pixels[y : y + px, x : x + px]
+
+
+def _one_hot(tissue: int) -> NDArray[np.float32]:
+    shares = np.zeros(len(TISSUES), np.float32)
+    shares[tissue] = 1
+    return shares
 
 
 def crop(slide: ComposedSlide, rng: np.random.Generator, px: int) -> LabelledPatch | None:

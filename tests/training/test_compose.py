@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from napari_msamil.training.datasets.compose import GLASS, KIND_STEP_PX, Cell, compose, turn_cell
+from napari_msamil.training.datasets.compose import GLASS, KIND_STEP_PX, Cell, compose
 
 
 def marked_cell(kind: int, red: int) -> Cell:
@@ -65,11 +65,6 @@ def test_coarser_slides_have_fewer_pixels_of_the_same_tissue() -> None:
     coarse = compose([marked_cell(0, 200)], np.random.default_rng(0), grid=(8, 8), fill=0.8, mpp=4.0)
     assert coarse.rgb.shape[0] == pytest.approx(fine.rgb.shape[0] / 4, abs=1)
     assert coarse.lesion.mean() == pytest.approx(fine.lesion.mean(), abs=0.04)
-
-
-def test_a_cell_alone_fills_its_patch() -> None:
-    cell = Cell(np.full((64, 64, 3), 90, np.uint8), np.zeros((64, 64), bool), 0)
-    assert (turn_cell(cell, np.random.default_rng(0), 64, 1.1) == 90).all()
 
 
 def test_no_fields_no_slide() -> None:

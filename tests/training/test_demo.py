@@ -17,7 +17,7 @@ from napari_msamil.models.model import load_model
 
 RECIPE = Recipe(
     segment=2, patches=2, end_to_end=2, mil=2, drawn=2, test_drawn=2,
-    thumbnail_px=64, thumbnails=2, batches=(2, 4), scored=12, bag=6, cells=1,
+    thumbnail_px=64, thumbnails=2, batches=(2, 4), scored=12, crop_px=64, bag=6, cells=1,
 )  # fmt: skip
 
 

@@ -229,12 +229,6 @@ def _every(mask: NDArray[np.bool_], shape: tuple[int, int]) -> NDArray[np.bool_]
     return picked
 
 
-def turn_cell(cell: Cell, rng: np.random.Generator, size: int, ratio: float) -> Bytes:
-    """A cell alone, turned and flipped: (size, size, 3); one of its pixels becomes 1 / ``ratio`` of the result's."""
-    picture, _ = _turned(_prepared(cell, float(len(cell.pixels))), rng, size, ratio)
-    return np.asarray(picture)
-
-
 def _prepared(cell: Cell, step: float) -> tuple[Image.Image, Image.Image]:
     """A cell's pixels and lesion with mirrored margins, shrunk by a whole number where the slide is coarser."""
     side = len(cell.pixels)
