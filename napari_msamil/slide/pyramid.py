@@ -19,8 +19,8 @@ __all__ = ["BlockCache", "ViewLevel", "ViewPyramid", "dask_levels"]
 
 DEFAULT_CACHE_BYTES = 256 << 20
 MAX_VIEW_STEP = 3
-"""A viewer draws the level just finer than the screen: with steps of 4 it loads up to 16 times the pixels that the screen
-has, and shows every fourth of them each way; with a level between, a quarter of that."""
+"""A viewer draws the level just finer than the screen: with steps of 4 it loads up to 16 times the pixels of the screen
+and shows every fourth of them each way; with a level between, a quarter of that."""
 
 UNREADABLE = (255, 0, 255)
 """Colour of a block that cannot be read, where the caller asked to be told instead of an exception."""
