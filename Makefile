@@ -28,7 +28,7 @@ lint: $(VENV)/.test
 	$(BIN)/mypy napari_msamil training
 
 bench: $(VENV)/.test
-	QT_API=pyqt5 $(SCREEN) $(BIN)/python tests/benchmarks/run.py
+	QT_API=pyqt5 xvfb-run -a -s "-screen 0 1600x1100x24" $(BIN)/python tests/benchmarks/run.py
 
 system:
 	@missing=$$(for p in $(APT); do dpkg -s $$p >/dev/null 2>&1 || echo $$p; done); \
