@@ -21,12 +21,13 @@ class SegmenterConfig(Frozen):
     """UNet++ that draws the lesion mask (SFFM, section 3.1 of the paper).
 
     Attributes:
-        encoder: Encoder name of segmentation_models_pytorch; `tu-NAME` takes any timm encoder.
+        encoder: Encoder name of segmentation_models_pytorch; `tu-NAME` takes any timm encoder. EfficientNet-B3 by
+            default: 0.6 of ResNet-34's time per slide on a CPU and half its weights.
         decoder_channels: Widths of the five decoder stages, coarsest first.
         classes: 1 = one lesion logit; 3 = three colour planes as in UBC-OCEAN's masks, of which the first is lesion.
     """
 
-    encoder: str = "resnet34"
+    encoder: str = "tu-efficientnet_b3"
     decoder_channels: tuple[int, int, int, int, int] = (256, 128, 64, 32, 16)
     classes: Literal[1, 3] = 1
 
