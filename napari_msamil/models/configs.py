@@ -22,7 +22,7 @@ class SegmenterConfig(Frozen):
 
     Attributes:
         encoder: Encoder name of segmentation_models_pytorch; `tu-NAME` takes any timm encoder. EfficientNet-B3 by
-            default: 0.6 of ResNet-34's time per slide on a CPU and half its weights.
+            default: less than half of ResNet-34's time per slide on a CPU, and half its weights.
         decoder_channels: Widths of the five decoder stages, coarsest first.
         classes: 1 = one lesion logit; 3 = three colour planes as in UBC-OCEAN's masks, of which the first is lesion.
     """

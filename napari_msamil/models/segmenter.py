@@ -16,13 +16,21 @@ class Segmenter(nn.Module):
     """
 
     def __init__(self, config: SegmenterConfig) -> None:
+        """Builds the net with random weights; nothing is downloaded.
+
+        Raises:
+            ValueError: segmentation_models_pytorch cannot build it with this encoder.
+        """
         super().__init__()
-        self.net = smp.UnetPlusPlus(
-            config.encoder,
-            encoder_weights=None,  # nothing is ever downloaded
-            decoder_channels=config.decoder_channels,
-            classes=config.classes,
-        )
+        try:
+            self.net = smp.UnetPlusPlus(
+                config.encoder,
+                encoder_weights=None,
+                decoder_channels=config.decoder_channels,
+                classes=config.classes,
+            )
+        except (KeyError, RuntimeError, ValueError) as error:
+            raise ValueError(f"no UNet++ can be built with the encoder {config.encoder!r}: {error}") from error
 
     def forward(self, pictures: Tensor) -> Tensor:
         """Lesion logits.

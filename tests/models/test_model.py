@@ -95,6 +95,13 @@ def test_segment_gives_a_probability_per_pixel_and_embed_a_row_per_patch() -> No
     assert logits.shape == (2,)
 
 
+@pytest.mark.parametrize("encoder", ["resnet35", "tu-resnet35", "tu-test_vit"])
+def test_a_segmenter_encoder_that_does_not_fit_is_named(encoder: str) -> None:
+    segmenter = tiny_card().segmenter.model_copy(update={"encoder": encoder})
+    with pytest.raises(ValueError, match=f"no UNet.. can be built with the encoder '{encoder}'"):
+        build_model(tiny_card(segmenter=segmenter))
+
+
 def test_three_colour_segmenter_gives_its_first_plane() -> None:
     segmenter = tiny_card().segmenter.model_copy(update={"classes": 3})
     model = build_model(tiny_card(segmenter=segmenter), seed=0)
