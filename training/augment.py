@@ -49,8 +49,11 @@ def apply_looks(pixels: NDArray[np.uint8], looks: Sequence[Look], *, generator: 
     )
     density = -torch.log(x.clamp(min=1 / 255)).flatten(1, 2)  # (B, H * W, 3)
     x = light * torch.exp(-(density @ stains.transpose(1, 2)).clamp(min=0)).view(x.shape)
-    smooth = avg_pool2d(x.permute(0, 3, 1, 2), 3, stride=1, padding=1, count_include_pad=False).permute(0, 2, 3, 1)
-    x = x + blur * (smooth - x)
+    soft = blur.flatten() > 0
+    if soft.any():
+        some = x[soft].permute(0, 3, 1, 2)
+        smooth = avg_pool2d(some, 3, stride=1, padding=1, count_include_pad=False)
+        x[soft] = (some + blur[soft] * (smooth - some)).permute(0, 2, 3, 1)
     x = x + noise * torch.randn(x.shape, generator=generator)
     return x.clamp(0, 1)
 

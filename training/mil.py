@@ -1,8 +1,12 @@
 """Stage "mil": features of all lesion patches once, then the aggregator alone on whole bags (MsaMIL-Net's stage 2)."""
 
-from collections.abc import Sequence
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -10,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from napari_msamil.models.bag import Bag, load_bag, save_bag
+from napari_msamil.models.bag import Bag, load_bag, load_provenance, save_bag
 from napari_msamil.models.model import Model
 from napari_msamil.patches.grid import PatchTable
 from napari_msamil.patches.select import select_rows
@@ -21,6 +25,8 @@ from .end_to_end import make_bag
 from .evaluate import auc
 from .loop import Plan, State, train
 from .patches import cut_patches, table_of, thumbnail
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -68,13 +74,32 @@ def extract(
     return Extracted(lesion, table, features.clone(), selection.fallback)
 
 
-def bag_of(model: Model, slide: ComposedSlide, file: Path, *, look: Look | None = None, seed: int = 0) -> Bag:
-    """The slide's bag: read from ``file`` if it is there, else extracted and written to it."""
-    if not file.exists():
+def digest(model: Model) -> str:
+    """Hash of the weights that features depend on: segmenter and extractor."""
+    total = hashlib.sha256()
+    for module in (model.segmenter, model.extractor):
+        for name, value in sorted(module.state_dict().items()):
+            total.update(name.encode())
+            total.update(value.cpu().numpy().tobytes())
+    return total.hexdigest()
+
+
+def bag_of(
+    model: Model, slide: ComposedSlide, file: Path, *, weights: str, look: Look | None = None, seed: int = 0
+) -> Bag:
+    """The slide's bag: from ``file`` if the same ``weights`` (see `digest`) made it, else extracted and written."""
+    if not (file.exists() and load_provenance(file).get("weights") == weights):
         file.parent.mkdir(parents=True, exist_ok=True)
         found = extract(model, slide, look=look, seed=seed)
-        save_bag(make_bag(found.features, found.table), file)
+        save_bag(make_bag(found.features, found.table), file, provenance={"weights": weights, "seed": seed})
     return load_bag(file)
+
+
+def side_by_side(function: Callable[[int], Result], count: int) -> list[Result]:
+    """``[function(0), ..., function(count - 1)]``, worked off by one thread per core with one torch thread each."""
+    workers = min(os.cpu_count() or 1, 8)
+    with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        return list(pool.map(function, range(count)))
 
 
 def train_aggregator(
@@ -121,6 +146,5 @@ def train_aggregator(
 
 def part_of(bag: Bag, rng: np.random.Generator) -> Bag:
     """A random half to all of a bag's rows."""
-    count = max(1, round(rng.uniform(0.5, 1.0) * len(bag.features)))
-    rows = torch.from_numpy(np.sort(rng.choice(len(bag.features), count, replace=False)))
-    return Bag(bag.features[rows], bag.coords[rows], bag.scale[rows], bag.slide_size)
+    count = max(1, round(rng.uniform(0.5, 1.0) * len(bag)))
+    return bag.take(torch.from_numpy(np.sort(rng.choice(len(bag), count, replace=False))))

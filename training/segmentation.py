@@ -76,9 +76,29 @@ def draw_thumbnail(data: SegmentData, rng: np.random.Generator) -> tuple[NDArray
 
     A quarter are drawn slides. The others are composed of one to three cases, and at times of plain stroma and fat,
     region by region, at a random µm per pixel and a random aspect ratio, as stretching a slide to a square makes it.
+    More than half lie on a larger glass.
     """
-    if rng.random() < 0.25:
-        return _from_drawn(data, rng)
+    share = float(rng.uniform(0.25, 0.9)) if rng.random() < 0.6 else 1.0
+    picture, mask = (_from_drawn if rng.random() < 0.25 else _composed)(data, rng, round(share * data.px))
+    return (picture, mask) if share == 1 else _on_glass(picture, mask, data.px, rng)
+
+
+def _on_glass(
+    picture: NDArray[np.uint8], mask: NDArray[np.bool_], px: int, rng: np.random.Generator
+) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    """The picture somewhere on a larger glass, as most of a slide is empty."""
+    corner = picture[0, 0].astype(float)
+    colour = corner if corner.min() > 200 else np.full(3, 242.0)
+    side = len(picture)
+    x, y = (int(v) for v in rng.integers(0, px - side + 1, 2))
+    whole = (colour + rng.normal(0, 1.5, (px, px, 1))).clip(0, 255).astype(np.uint8)
+    lesion = np.zeros((px, px), bool)
+    whole[y : y + side, x : x + side] = picture
+    lesion[y : y + side, x : x + side] = mask
+    return whole, lesion
+
+
+def _composed(data: SegmentData, rng: np.random.Generator, px: int) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
     mpp = float(np.exp(rng.uniform(*np.log(THUMBNAIL_MPP))))
     chosen = [data.cases[i] for i in rng.choice(len(data.cases), min(int(rng.integers(1, 4)), len(data.cases)), False)]
     specimens: list[Sequence[Cell]] = [[load_cell(file) for file in case.fields] for case in chosen]
@@ -87,7 +107,7 @@ def draw_thumbnail(data: SegmentData, rng: np.random.Generator) -> tuple[NDArray
     if rng.random() < 0.7:
         specimens[1:] = [match_colours(cells, specimens[0]) for cells in specimens[1:]]
     aspect = float(np.exp(rng.uniform(-0.35, 0.35)))
-    cells_across = data.px * mpp / (FIELD_PX * FIELD_MPP)
+    cells_across = px * mpp / (FIELD_PX * FIELD_MPP)
     grid = max(round(cells_across * aspect - 0.5), 2), max(round(cells_across / aspect - 0.5), 2)
     slide = compose(
         [cell for cells in specimens for cell in cells],
@@ -99,16 +119,16 @@ def draw_thumbnail(data: SegmentData, rng: np.random.Generator) -> tuple[NDArray
         groups=[number for number, cells in enumerate(specimens) for _ in cells],
         use_all=False,
     )
-    return _square(slide.rgb, slide.lesion, data.px)
+    return _square(slide.rgb, slide.lesion, px)
 
 
-def _from_drawn(data: SegmentData, rng: np.random.Generator) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+def _from_drawn(data: SegmentData, rng: np.random.Generator, px: int) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
     slide = drawn_slide(int(rng.integers(data.drawn)))
     size = len(slide.rgb)
     side = int(rng.uniform(0.4, 1.0) * size)
     x, y = (int(v) for v in rng.integers(0, size - side + 1, 2))
     turned = np.rot90(slide.rgb[y : y + side, x : x + side], k := int(rng.integers(4)))
-    return _square(turned, np.rot90(slide.lesion[y : y + side, x : x + side], k), data.px)
+    return _square(turned, np.rot90(slide.lesion[y : y + side, x : x + side], k), px)
 
 
 def _square(rgb: NDArray[np.uint8], lesion: NDArray[np.bool_], px: int) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
@@ -157,9 +177,10 @@ def train_segmenter(
     def step(number: int) -> float:
         model.segmenter.train()
         pictures, masks = [], []
-        for k in range(batch):
+        large = number % 3 == 0  # one of twice the side costs as much as four, and shows glass far from any tissue
+        for k in range(max(batch // 4, 1) if large else batch):
             rng = np.random.default_rng([plan.seed, 11, number, k])
-            picture, mask = draw_thumbnail(data, rng)
+            picture, mask = draw_thumbnail(replace(data, px=2 * data.px) if large else data, rng)
             generator = torch.Generator().manual_seed(number * batch + k)
             pictures.append(apply_look(picture[None], random_look(rng), generator=generator))
             masks.append(torch.from_numpy(mask))

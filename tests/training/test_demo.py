@@ -5,11 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from napari_msamil.training import demo, segmentation
+from napari_msamil.training import demo, report, segmentation
 from napari_msamil.training.datasets import synthetic
 from napari_msamil.training.datasets.compose import Cell, ComposedSlide
 from napari_msamil.training.datasets.ebhi_seg import CLASSES
-from napari_msamil.training.demo import Recipe, demo_card, make_demo
+from napari_msamil.training.demo import make_demo
+from napari_msamil.training.recipe import STAGES, Recipe, demo_card
 
 from napari_msamil.models.card import Card
 from napari_msamil.models.configs import ExtractorConfig, MsaMilConfig, SegmenterConfig
@@ -43,7 +44,7 @@ def small_work(monkeypatch: pytest.MonkeyPatch) -> None:
         return (Cell(np.full((224, 224, 3), 200, np.uint8), np.zeros((224, 224), bool), 0),)
 
     monkeypatch.setattr(segmentation, "synthetic_slide", drawn)
-    monkeypatch.setattr(demo, "synthetic_slide", drawn)
+    monkeypatch.setattr(report, "synthetic_slide", drawn)
     monkeypatch.setattr(segmentation, "_plain_cells", plain)
     segmentation.drawn_slide.cache_clear()
     torch.set_num_threads(1)
@@ -71,7 +72,7 @@ def test_two_steps_of_each_stage_end_in_a_file_with_a_full_card(
 
 def test_stages_run_apart_and_resumed_give_the_same_weights(small_work: None, small_ebhi: Path, tmp_path: Path) -> None:
     whole = make_demo(small_ebhi, tmp_path / "a" / "demo.safetensors", recipe=RECIPE, card=tiny_card())
-    for stages in (("segment",), ("patches",), demo.STAGES):
+    for stages in (("segment",), ("patches",), STAGES):
         parts = make_demo(
             small_ebhi, tmp_path / "b" / "demo.safetensors", recipe=RECIPE, card=tiny_card(), stages=stages, resume=True
         )
@@ -91,5 +92,6 @@ def test_the_test_fold_is_not_opened_before_the_model_is_frozen(
         return original(folder, folds)  # type: ignore[return-value]
 
     monkeypatch.setattr(demo, "read_cases", spy)
+    monkeypatch.setattr(report, "read_cases", spy)
     make_demo(small_ebhi, tmp_path / "demo.safetensors", recipe=RECIPE, card=tiny_card())
     assert asked == [((0, 1, 2), False), ((3,), True)]
