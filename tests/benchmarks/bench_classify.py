@@ -91,7 +91,6 @@ def _usual(slide: Path, mpp: float, model: Path, quick: bool) -> dict[str, Any]:
     import numpy as np
     import openslide
     import torch
-    from napari_msamil.slide.slide import open_slide
     from torch.utils.data import DataLoader
 
     from napari_msamil.inference.classify import candidate_table
@@ -99,6 +98,7 @@ def _usual(slide: Path, mpp: float, model: Path, quick: bool) -> dict[str, Any]:
     from napari_msamil.models.model import load_model
     from napari_msamil.patches.select import select_rows
     from napari_msamil.patches.tissue import tissue_mask
+    from napari_msamil.slide.slide import open_slide
 
     started = time.perf_counter()
     net = load_model(model).to(memory_format=torch.contiguous_format).eval()
