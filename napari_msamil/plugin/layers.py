@@ -56,7 +56,7 @@ def place(
 def from_prediction(
     prediction: Prediction, slide_layer: napari.layers.Image, *, values: Values = "rank"
 ) -> list[LayerData]:
-    """Describe the layers of a result: the lesion mask, then one heatmap per scale, finest last (on top) and visible.
+    """Describe the layers of a result: one heatmap per scale, coarsest first, the finest visible; then the lesion mask.
 
     Args:
         prediction: of the slide in `slide_layer`.
@@ -77,10 +77,9 @@ def from_prediction(
         "blending": "translucent_no_depth",
         "metadata": {KEY: {**mark, "role": LESION}},
     }
-    layers: list[LayerData] = [(prediction.lesion_mask, mask, "labels")]
-    for scale in reversed(range(len(prediction.table.scales))):
-        layers.append(_heatmap(prediction, slide_layer, scale, values, mark))
-    return layers
+    scales = reversed(range(len(prediction.table.scales)))
+    maps = [_heatmap(prediction, slide_layer, scale, values, mark) for scale in scales]
+    return [*maps, (prediction.lesion_mask, mask, "labels")]
 
 
 def _heatmap(
@@ -119,7 +118,7 @@ def show(
     """Lay a result on its slide, in place of an earlier one; the camera stays where it is.
 
     Returns:
-        The new layers: lesion mask, then heatmaps, coarsest first.
+        The new layers: heatmaps, coarsest first, then the lesion mask.
     """
     import napari.layers
 

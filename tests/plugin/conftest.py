@@ -64,6 +64,14 @@ def bare_file(tmp_path: Path) -> Path:
     return write_slide(tmp_path / "bare.tif", mpp=None)
 
 
+@pytest.fixture(autouse=True)
+def full_speed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run classifications at full priority: on a machine that is busy testing, the polite one would take for ever."""
+    from napari_msamil.plugin import worker
+
+    monkeypatch.setattr(worker, "step_back", lambda steps: None)
+
+
 @pytest.fixture
 def viewer(make_napari_viewer_proxy: Callable[..., Any]) -> Any:
     """A napari window that raises when a private name is used."""

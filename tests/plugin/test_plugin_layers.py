@@ -42,7 +42,7 @@ def edges(layer: Any) -> np.ndarray:
 
 
 def test_the_lesion_mask_covers_the_slide_exactly(viewer: Any, slide_layer: Image, prediction: Prediction) -> None:
-    mask = layers.show(viewer, slide_layer, prediction)[0]
+    mask = layers.show(viewer, slide_layer, prediction)[-1]
     assert isinstance(mask, Labels)
     assert np.allclose(edges(mask), edges(slide_layer), atol=1e-6)
     assert mask.data.dtype == np.uint8
@@ -70,7 +70,7 @@ def test_every_heatmap_cell_lies_on_its_patch(
 
 
 def test_heatmaps_look_the_same_for_every_slide(viewer: Any, slide_layer: Image, prediction: Prediction) -> None:
-    _, *maps = layers.show(viewer, slide_layer, prediction)
+    *maps, _ = layers.show(viewer, slide_layer, prediction)
     for layer in maps:
         assert layer.data.dtype == np.float32
         assert tuple(layer.contrast_limits) == (0.0, 1.0)
@@ -83,7 +83,7 @@ def test_heatmaps_look_the_same_for_every_slide(viewer: Any, slide_layer: Image,
 
 
 def test_patches_never_looked_at_are_transparent(viewer: Any, slide_layer: Image, prediction: Prediction) -> None:
-    *_, finest = layers.show(viewer, slide_layer, prediction)
+    *_, finest, _ = layers.show(viewer, slide_layer, prediction)
     assert np.isnan(finest.data).any(), "the sample has glass between its tissue"
     assert finest.colormap.map(np.array([np.nan]))[0, 3] == 0
 
@@ -132,7 +132,7 @@ def test_the_canvas_says_what_is_shown_and_that_it_is_for_research(
 def test_relative_values_have_a_fixed_scale_of_their_own(
     viewer: Any, slide_layer: Image, prediction: Prediction
 ) -> None:
-    *_, finest = layers.show(viewer, slide_layer, prediction)
+    *_, finest, _ = layers.show(viewer, slide_layer, prediction)
     layers.set_values(viewer, slides.tag(slide_layer)["slide"], prediction, "relative")
     assert tuple(finest.contrast_limits) == prediction.heatmap(0, values="relative").limits
     assert np.array_equal(finest.data, prediction.heatmap(0, values="relative").array, equal_nan=True)

@@ -65,7 +65,7 @@ def test_a_slide_becomes_one_multiscale_layer_in_micrometres(slide_file: Path) -
 
 def test_anisotropic_pixels_keep_rows_and_columns_apart(slide_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened = slides.open_slide
-    monkeypatch.setattr(slides, "open_slide", lambda path: opened(path, (0.5, 0.25)))
+    monkeypatch.setattr(slides, "open_slide", lambda path, mpp: opened(path, (0.5, 0.25)))
     assert slides.layer_data(slide_file)[1]["scale"] == (0.25, 0.5)
 
 
