@@ -23,7 +23,7 @@ from napari_msamil.models.model import Model, build_model, load_model, save_mode
 from .augment import random_look
 from .datasets.ebhi_seg import Case, compose_case, read_cases, split_cases
 from .end_to_end import SlideData, train_end_to_end, train_on_patches
-from .loop import Plan
+from .loop import Plan, load_best
 from .mil import bag_of, digest, side_by_side, train_aggregator
 from .recipe import STAGES, TRAINING_FOLDS, VALIDATION_SHARE, Recipe, demo_card
 from .report import evaluate, finished_card
@@ -49,7 +49,7 @@ def make_demo(
         out: Model file to write; checkpoints go to a folder beside it, named after it.
         recipe: How much work.
         resume: Continue from the checkpoints.
-        stages: Those to run; without all of them nothing is evaluated or written.
+        stages: Those to run; others are taken from their checkpoints. Without "evaluate" no file is written.
         command: Written on the card.
         card: The network, if not that of `demo_card`.
 
@@ -60,7 +60,7 @@ def make_demo(
     model = build_model(card or demo_card(), seed=recipe.seed)
     training, validation = split_cases(read_cases(data, TRAINING_FOLDS), share=VALIDATION_SHARE, seed=recipe.seed)
     chosen = train_stages(model, training, validation, recipe=recipe, folder=folder, resume=resume, stages=stages)
-    if set(stages) != set(STAGES):
+    if "evaluate" not in stages:
         return out
     frozen = folder / "frozen.safetensors"
     save_model(model, frozen, half=True, overwrite=True)
@@ -85,6 +85,9 @@ def train_stages(
     chosen: dict[str, Any] = {}
     sides = (recipe.cells, recipe.cells * 3 // 2)
     slides, held = SlideData(training, recipe.drawn, sides), SlideData(validation, recipe.drawn, sides)
+    for stage, modules in _trained(model).items():  # what other runs have done already
+        if stage not in stages:
+            load_best(stage, modules, folder)
     if "segment" in stages:
         plan = Plan("segment", recipe.segment, 2e-3, score_every=50, seed=recipe.seed)
         state = train_segmenter(
@@ -126,6 +129,16 @@ def train_stages(
     return {key: round(value, 4) for key, value in chosen.items()}
 
 
+def _trained(model: Model) -> dict[str, dict[str, torch.nn.Module]]:
+    """The modules that each stage leaves its best weights in."""
+    return {
+        "segment": {"segmenter": model.segmenter},
+        "patches": {"extractor": model.extractor},
+        "end-to-end": {"extractor": model.extractor, "aggregator": model.aggregator},
+        "mil": {"aggregator": model.aggregator},
+    }
+
+
 def _bags(
     model: Model, training: Sequence[Case], validation: Sequence[Case], recipe: Recipe, folder: Path
 ) -> tuple[list[tuple[Bag, int]], list[tuple[Bag, int]]]:
@@ -158,7 +171,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--resume", action="store_true", help="continue from the checkpoints beside the model file")
     parser.add_argument("--minutes", type=float, default=60, help="size of the work: minutes on two free cores")
     parser.add_argument(
-        "--stages", nargs="+", choices=STAGES, default=STAGES, help="only these; then nothing is written"
+        "--stages", nargs="+", choices=STAGES, default=STAGES, help="only these; the rest from checkpoints"
     )
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     chosen = parser.parse_args(arguments)

@@ -11,7 +11,7 @@ from .segmentation import DRAWN
 TRAINING_FOLDS = (0, 1, 2)
 TEST_FOLD = 3
 VALIDATION_SHARE = 0.2
-STAGES = ("segment", "patches", "end-to-end", "mil")
+STAGES = ("segment", "patches", "end-to-end", "mil", "evaluate")
 
 
 @dataclass(frozen=True)

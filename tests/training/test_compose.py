@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from napari_msamil.training.datasets.compose import GLASS, KIND_STEP_PX, Cell, compose
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from napari_msamil.training.datasets.ebhi_seg import (
     CLASSES,
     NEOPLASTIC,

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from napari_msamil.training.augment import apply_look, random_look
 from napari_msamil.training.evaluate import Overlap, auc, bootstrap_auc
 

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from napari_msamil.training.loop import Plan, train
 from torch import nn
+
+from napari_msamil.training.loop import Plan, train
 
 PLAN = Plan("fit", steps=12, learning_rate=0.05, warmup=3, score_every=4, seed=5)
 

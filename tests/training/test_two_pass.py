@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from napari_msamil.training.two_pass import freeze_batch_norm, two_pass_backward
 from torch import Tensor, nn
+
+from napari_msamil.training.two_pass import freeze_batch_norm, two_pass_backward
 
 
 def network() -> nn.Sequential:
