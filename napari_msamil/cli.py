@@ -168,14 +168,13 @@ def _classify_one(request: Any, out: Path, *, overwrite: bool) -> Prediction:
     steps = classify_steps(request)
     line = _ProgressLine(request.slide.name)
     prediction: Prediction
-    while True:
-        try:
+    try:
+        while True:
             line.show(next(steps))
-        except StopIteration as end:
-            prediction = end.value
-            break
-        finally:
-            line.clear()
+    except StopIteration as end:
+        prediction = end.value
+    finally:
+        line.clear()
     folder = write_result(prediction, out, overwrite=overwrite)
     counts = ", ".join(
         f"{int((prediction.table.scale == i).sum())} at {s.name}" for i, s in enumerate(prediction.table.scales)

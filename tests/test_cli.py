@@ -83,6 +83,20 @@ def test_an_existing_result_is_a_failure_until_overwrite_is_given(
     assert runner.invoke(app, [*command, "--overwrite"]).exit_code == 0
 
 
+def test_a_terminal_sees_the_progress_until_the_next_step(
+    slides: list[Path], model_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from napari_msamil import cli
+
+    shown: list[str] = []
+    monkeypatch.setattr(cli._ProgressLine, "show", lambda self, progress: shown.append(progress.stage))
+    monkeypatch.setattr(cli._ProgressLine, "clear", lambda self: shown.append("clear"))
+    done = runner.invoke(app, ["classify", str(slides[0]), "--out", str(tmp_path / "o"), "--model", str(model_file)])
+    assert done.exit_code == 0
+    assert shown[0] == "open"
+    assert shown.index("clear") == len(shown) - 1
+
+
 @pytest.mark.parametrize(
     "wrong",
     [["classify"], ["classify", "a.tif"], ["classify", "a.tif", "--out", "o", "--device", "tpu"], ["nonsense"]],

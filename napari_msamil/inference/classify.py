@@ -143,6 +143,13 @@ def classify_steps(request: Request) -> Generator[Progress, None, Prediction]:
         features, errors = yield from _extract(slide, model, table, device=device, request=request, clock=clock)
         yield Progress("aggregate", 0, 1)
         probabilities, attention = _aggregate(model, table, features, errors)
+        notes = list(slide.warnings)
+        if errors:
+            notes.append(f"{len(errors)} of {len(table)} patches could not be read and were left out")
+        if request.region is not None:
+            inside = polygon_mask(request.region, (slide.width, slide.height), lesion.shape)
+            lesion, tissue = lesion & inside, tissue & inside
+            notes.append("only the drawn region was looked at; masks and areas end at its border")
         clock.lap("aggregate")
         return Prediction(
             slide_path=Path(request.slide),
@@ -163,7 +170,8 @@ def classify_steps(request: Request) -> Generator[Progress, None, Prediction]:
             tissue_mask=tissue.astype(np.uint8),
             lesion_label=card.lesion_label,
             fallback=selection.fallback,
-            notes=(*slide.warnings,),
+            region=request.region,
+            notes=tuple(notes),
             device=device.name,
             device_reason=device.reason,
             precision=device.precision,
@@ -202,8 +210,9 @@ def candidate_table(
 def _lesion_mask(model: Model, thumbnail: NDArray[np.uint8], device: Device) -> NDArray[np.bool_]:
     import torch
 
+    segment = BatchRunner(lambda pixels: model.segment(pixels.to(device.name)), 1)
     with torch.inference_mode(), autocast(device):
-        probability = model.segment(torch.from_numpy(thumbnail[None]).to(device.name))[0]
+        probability = segment(torch.from_numpy(thumbnail[None]))[0]
     mask: NDArray[np.bool_] = (probability.float() > model.card.thresholds.lesion_probability).cpu().numpy()
     return mask
 
@@ -243,7 +252,7 @@ def _extract(
         raise ReadError(
             f"{slide.name}: {len(errors)} of {len(table)} patches could not be read, the first at "
             f"x={table.coords[row, 0]}, y={table.coords[row, 1]} ({reason}). The file may be damaged: copy it again "
-            "from its source, or allow a share of unreadable patches (--max-read-errors)."
+            "from its source, or allow a share of unreadable patches (--max-read-errors on the command line)."
         )
     return features, errors
 

@@ -142,7 +142,7 @@ class BatchRunner:
             except RuntimeError as error:
                 if not _out_of_memory(error):
                     raise
-                if self.batch_size == 1:
+                if len(chunk) == 1:
                     raise MsamilError(
                         "Out of memory with a single patch. Close other programs, or use the CPU (device 'cpu')."
                     ) from error
@@ -160,4 +160,5 @@ class BatchRunner:
 def _out_of_memory(error: RuntimeError) -> bool:
     import torch
 
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    words = ("out of memory", "can't allocate memory", "not enough memory")  # CUDA and MPS, CPU, CPU on Windows
+    return isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in words)

@@ -67,10 +67,9 @@ def _foot(prediction: Prediction) -> str:
     counts = ", ".join(
         f"{int((prediction.table.scale == i).sum())} at {s.name}" for i, s in enumerate(prediction.table.scales)
     )
-    text = (
-        f"Patches: {counts}. Lesion {prediction.lesion_area_mm2:.2f} of {prediction.tissue_area_mm2:.2f} sq. mm tissue."
-    )
-    return f"{text} {prediction.fallback}" if prediction.fallback else text
+    areas = f"Lesion {prediction.lesion_area_mm2:.2f} sq. mm, tissue {prediction.tissue_area_mm2:.2f} sq. mm."
+    text = f"Patches: {counts}. {areas}"
+    return f"{text} {prediction.fallback[:1].upper()}{prediction.fallback[1:]}." if prediction.fallback else text
 
 
 def _draw_key(draw: ImageDraw.ImageDraw, right: tuple[int, int]) -> None:

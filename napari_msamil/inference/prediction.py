@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from napari_msamil.inference.geojson import Polygon
     from napari_msamil.patches.grid import PatchTable
 
 RESEARCH_USE = "Research use only. Not for diagnosis."
@@ -37,6 +38,7 @@ class Prediction:
         read_errors: reason by row of the table.
         lesion_mask, tissue_mask: (h, w) uint8 of 0 and 1, stretched over the whole slide.
         lesion_label: what the lesion mask outlines, from the model's card.
+        region: the polygons that were looked at, level-0 px; None is the whole slide.
         fallback: what was done because no patch passed the lesion filter, else None.
         notes: further things the user should know.
         device, device_reason, precision: where it ran.
@@ -61,6 +63,7 @@ class Prediction:
     lesion_mask: NDArray[np.uint8]
     tissue_mask: NDArray[np.uint8]
     lesion_label: str
+    region: tuple[Polygon, ...] | None
     fallback: str | None
     notes: tuple[str, ...]
     device: str
@@ -141,6 +144,7 @@ class Prediction:
             "predicted": self.predicted,
             "probabilities": {c: float(p) for c, p in zip(self.classes, self.probabilities, strict=True)},
             "scales": scales,
+            "region": None if self.region is None else [p.exterior.round(2).tolist() for p in self.region],
             "lesion_area_mm2": round(self.lesion_area_mm2, 6),
             "tissue_area_mm2": round(self.tissue_area_mm2, 6),
             "fallback": self.fallback,

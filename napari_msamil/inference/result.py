@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from napari_msamil.inference.prediction import Prediction
 
 LESION_RGB = (230, 30, 30)
+SUMMARY = "prediction.json"
 
 
 def result_folder(slide_path: Path, out_dir: Path) -> Path:
@@ -30,9 +31,20 @@ def result_folder(slide_path: Path, out_dir: Path) -> Path:
 
 
 def check_free(folder: Path, *, overwrite: bool) -> None:
-    """Raise ResultExistsError where a result would be replaced without being asked to; call it before long work."""
-    if folder.exists() and not overwrite:
-        raise ResultExistsError(f"{folder} is there already. Choose another --out, or add --overwrite to replace it.")
+    """Make sure that nothing but a result of ours may be replaced, and that only when asked; call it before long work.
+
+    Raises:
+        ResultExistsError: a result is there and `overwrite` is False, or the folder holds something else: a slide's own
+            pixel folder may have the same name.
+    """
+    if not folder.exists():
+        return
+    if not (folder / SUMMARY).is_file():
+        raise ResultExistsError(f"{folder} is there already and is no result of ours: choose another folder (--out).")
+    if not overwrite:
+        raise ResultExistsError(
+            f"{folder} is there already. Choose another folder (--out), or replace it (--overwrite)."
+        )
 
 
 def write_result(prediction: Prediction, out_dir: str | Path, *, overwrite: bool = False) -> Path:
@@ -47,7 +59,7 @@ def write_result(prediction: Prediction, out_dir: str | Path, *, overwrite: bool
         The folder `out_dir/<slide stem>`.
 
     Raises:
-        ResultExistsError: the folder is there already and `overwrite` is False.
+        ResultExistsError: see `check_free`.
         MsamilError: the folder cannot be written.
     """
     folder = result_folder(prediction.slide_path, Path(out_dir))
@@ -72,7 +84,11 @@ def _replace_folder(new: Path, folder: Path) -> None:
         return
     old = folder.with_name(f".{folder.name}.old-{os.getpid()}")
     folder.rename(old)
-    new.rename(folder)
+    try:
+        new.rename(folder)
+    except OSError:
+        old.rename(folder)
+        raise
     shutil.rmtree(old)
 
 
@@ -88,7 +104,7 @@ def _write_files(prediction: Prediction, folder: Path) -> None:
     with open_slide(prediction.slide_path, prediction.mpp) as slide:
         draw_overview(prediction, slide).save(folder / "overview.png")
     text = json.dumps(prediction.summary(), indent=2, ensure_ascii=False)
-    (folder / "prediction.json").write_text(text + "\n", encoding="utf-8")
+    (folder / SUMMARY).write_text(text + "\n", encoding="utf-8")
 
 
 def _write_patches(prediction: Prediction, path: Path) -> None:

@@ -66,7 +66,7 @@ def select_rows(
     rows = np.intersect1d(lesion_rows(table, lesion_threshold), tissue, assume_unique=True)
     if len(rows):
         return Selection(rows, None)
-    missed = f"no patch had a lesion fraction above {lesion_threshold:.2f}"
+    missed = f"no tissue patch had a lesion fraction above {lesion_threshold:.2f}"
     if on_empty == "error":
         raise SlideError(
             f"N{missed[1:]}, and the model says to stop then: its on_empty would have to be topk or tissue."
@@ -81,5 +81,5 @@ def select_rows(
         taken = np.sort(candidates[order[:k]])
         return Selection(taken, f"{missed}: took the {len(taken)} patches with the largest")
     if not len(candidates):
-        missed = "no lesion was found"
+        missed = "no tissue patch had any lesion"
     return Selection(tissue, f"{missed}: took all {len(tissue)} tissue patches")

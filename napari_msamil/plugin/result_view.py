@@ -109,8 +109,6 @@ class ResultView(QWidget):
             self.values.value = values
             self.opacity.value = opacity
         said = [text for text in (prediction.fallback, *prediction.notes) if text]
-        if prediction.read_errors:
-            said.append(f"{len(prediction.read_errors)} patches could not be read and were left out.")
         self.warning.setText("\n".join(f"⚠ {text[:1].upper()}{text[1:]}" for text in said))
         self.warning.setVisible(bool(said))
         self.facts.setText(facts(prediction))
@@ -151,8 +149,8 @@ def facts(prediction: Prediction) -> str:
     counts = " · ".join(f"{s.name} {int((table.scale == i).sum())}" for i, s in enumerate(table.scales))
     return "\n".join([
         f"Patches: {counts}",
-        f"{prediction.lesion_label.capitalize()}: {prediction.lesion_area_mm2:.3g} mm² "
-        f"of {prediction.tissue_area_mm2:.3g} mm² tissue",
+        f"{prediction.lesion_label.capitalize()}: {prediction.lesion_area_mm2:.3g} mm²",
+        f"Tissue: {prediction.tissue_area_mm2:.3g} mm²",
         f"Model: {prediction.model_name}",
         f"Device: {prediction.device}, {prediction.precision} ({prediction.device_reason})",
         f"Time: {prediction.seconds['total']:.1f} s",

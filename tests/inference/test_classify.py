@@ -99,6 +99,9 @@ def test_a_region_limits_what_is_read(slide_file: Path, model_file: Path) -> Non
     inside = classify(slide_file, model_file, region=(Polygon(square),))
     assert 0 < len(inside.table) < 60
     assert inside.table.coords.max() <= 512
+    assert inside.tissue_area_mm2 == pytest.approx(0.04, rel=0.1)
+    assert inside.summary()["region"] == [square.tolist()]
+    assert any("drawn region" in note for note in inside.notes)
     with pytest.raises(RegionError, match="No region lies on the slide"):
         classify(slide_file, model_file, region=(Polygon(square + 1e5),))
 
@@ -148,6 +151,7 @@ def test_allowed_unreadable_patches_are_counted_and_have_no_attention(
     assert np.isnan(prediction.attention[failed]).all()
     assert np.nansum(prediction.attention) == pytest.approx(1.0, abs=1e-5)
     assert prediction.summary()["scales"][0]["read_errors"] == failed.size
+    assert any(f"{failed.size} of {len(prediction.table)} patches could not be read" in n for n in prediction.notes)
 
 
 def test_every_fact_of_the_run_is_kept(prediction: Prediction, model_file: Path) -> None:

@@ -49,6 +49,16 @@ def test_a_batch_that_does_not_fit_is_halved_and_the_result_is_the_same() -> Non
     assert max(sizes[-8:]) == 2
 
 
+@pytest.mark.parametrize("text", ["MPS backend out of memory (MPS allocated: 1 GB)", "not enough memory: you tried"])
+def test_other_backends_words_for_missing_memory_are_understood(text: str) -> None:
+    def only_small(rows: torch.Tensor) -> torch.Tensor:
+        if len(rows) > 1:
+            raise RuntimeError(text)
+        return rows
+
+    assert len(BatchRunner(only_small, 4)(torch.ones(4, 1))) == 4
+
+
 def test_memory_that_ends_with_one_patch_says_what_to_do() -> None:
     def fail(rows: torch.Tensor) -> torch.Tensor:
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes")

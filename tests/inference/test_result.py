@@ -77,6 +77,17 @@ def test_an_existing_result_is_kept_unless_it_may_be_replaced(prediction: Predic
     assert [p.name for p in tmp_path.iterdir()] == ["square"]
 
 
+def test_a_folder_that_is_no_result_is_never_replaced_not_even_with_overwrite(
+    prediction: Prediction, tmp_path: Path
+) -> None:
+    theirs = tmp_path / "square"
+    theirs.mkdir()
+    (theirs / "Data0001.dat").write_text("the pixels of a slide of that name")
+    with pytest.raises(ResultExistsError, match="no result of ours"):
+        write_result(prediction, tmp_path, overwrite=True)
+    assert (theirs / "Data0001.dat").exists()
+
+
 def test_a_failure_half_way_leaves_neither_a_new_folder_nor_harms_the_old(
     prediction: Prediction, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -78,7 +78,7 @@ def test_topk_takes_the_patches_with_the_most_lesion_on_tissue() -> None:
     table = table_with(lesion=[0.2, 0.6, 0.5, 0.6, 0.0], tissue=[1, 1, 1, 0.4, 1])
     selection = select(table)
     assert selection.rows.tolist() == [1, 2]
-    assert selection.fallback == "no patch had a lesion fraction above 0.70: took the 2 patches with the largest"
+    assert selection.fallback == "no tissue patch had a lesion fraction above 0.70: took the 2 patches with the largest"
     assert select(table, k=16).rows.tolist() == [0, 1, 2]
 
 
@@ -89,17 +89,17 @@ def test_topk_breaks_ties_by_row() -> None:
 def test_without_any_lesion_all_tissue_is_taken() -> None:
     selection = select(table_with(lesion=[0, 0, 0], tissue=[0.5, 0.49, 1]))
     assert selection.rows.tolist() == [0, 2]
-    assert selection.fallback == "no lesion was found: took all 2 tissue patches"
+    assert selection.fallback == "no tissue patch had any lesion: took all 2 tissue patches"
 
 
 def test_the_tissue_policy_takes_all_tissue_at_once() -> None:
     selection = select(table_with(lesion=[0.3, 0, 0.1], tissue=[1, 1, 0]), on_empty="tissue")
     assert selection.rows.tolist() == [0, 1]
-    assert selection.fallback == "no patch had a lesion fraction above 0.70: took all 2 tissue patches"
+    assert selection.fallback == "no tissue patch had a lesion fraction above 0.70: took all 2 tissue patches"
 
 
 def test_the_error_policy_raises_with_the_threshold() -> None:
-    with pytest.raises(SlideError, match=r"No patch had a lesion fraction above 0\.70"):
+    with pytest.raises(SlideError, match=r"No tissue patch had a lesion fraction above 0\.70"):
         select(table_with(lesion=[0.3]), on_empty="error")
 
 
