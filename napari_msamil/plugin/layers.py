@@ -102,10 +102,10 @@ def _heatmap(
     return heatmap.array, keywords, "image"
 
 
-def result_layers(viewer: napari.viewer.Viewer, uid: str, role: str | None = None) -> list[napari.layers.Layer]:
-    """Layers of the result on the slide `uid`, bottom first; only those of one role if given."""
+def result_layers(viewer: napari.viewer.Viewer, slide_id: str, role: str | None = None) -> list[napari.layers.Layer]:
+    """Layers of the result on the slide layer `slide_id`, bottom first; only those of one role if given."""
     roles = (LESION, HEATMAP) if role is None else (role,)
-    return [a for a in viewer.layers if tag(a).get("slide") == uid and tag(a).get("role") in roles]
+    return [a for a in viewer.layers if tag(a).get("slide") == slide_id and tag(a).get("role") in roles]
 
 
 def show(
@@ -138,23 +138,23 @@ def show(
     return added
 
 
-def remove_result(viewer: napari.viewer.Viewer, uid: str) -> None:
+def remove_result(viewer: napari.viewer.Viewer, slide_id: str) -> None:
     """Take the layers of a slide's result away, if there are any."""
-    for layer in result_layers(viewer, uid):
+    for layer in result_layers(viewer, slide_id):
         viewer.layers.remove(layer)
 
 
-def show_scale(viewer: napari.viewer.Viewer, uid: str, name: str | None) -> None:
+def show_scale(viewer: napari.viewer.Viewer, slide_id: str, name: str | None) -> None:
     """Show one scale's heatmap of a slide, such as "20x", and hide its others; None hides all."""
-    for layer in result_layers(viewer, uid, HEATMAP):
+    for layer in result_layers(viewer, slide_id, HEATMAP):
         layer.visible = tag(layer)["scale"] == name
     mark_view(viewer)
 
 
-def set_values(viewer: napari.viewer.Viewer, uid: str, prediction: Prediction, values: Values) -> None:
+def set_values(viewer: napari.viewer.Viewer, slide_id: str, prediction: Prediction, values: Values) -> None:
     """Let a slide's heatmaps show ranks or relative attention, in place."""
     names = {s.name: index for index, s in enumerate(prediction.table.scales)}
-    for layer in result_layers(viewer, uid, HEATMAP):
+    for layer in result_layers(viewer, slide_id, HEATMAP):
         heatmap = prediction.heatmap(names[tag(layer)["scale"]], values=values)
         layer.data = heatmap.array
         layer.contrast_limits_range = heatmap.limits

@@ -96,7 +96,7 @@ class MilPanel(QScrollArea):
         self.result.save_asked.connect(self._ask_where_to_save)
         watch(self._viewer)
         events = self._viewer.layers.events
-        events.inserted.connect(self._on_inserted)
+        events.inserted.connect(self._on_inserted, position="last")  # after `watch` has told a copy from its original
         events.removed.connect(self._on_removed)
         events.reordered.connect(self._on_layers)
         for layer in self._viewer.layers:
@@ -220,17 +220,17 @@ class MilPanel(QScrollArea):
         """The latest result of a slide layer, if there is one."""
         return self._results.get(tag(layer)["slide"])
 
-    def _uid(self) -> str:
+    def _slide_id(self) -> str:
         return "" if self.form.layer is None else str(tag(self.form.layer)["slide"])
 
     def _maps(self) -> list[Any]:
-        return layers.result_layers(self._viewer, self._uid(), HEATMAP)
+        return layers.result_layers(self._viewer, self._slide_id(), HEATMAP)
 
     def _show_scale(self, name: str) -> None:
-        layers.show_scale(self._viewer, self._uid(), None if name == OFF else name)
+        layers.show_scale(self._viewer, self._slide_id(), None if name == OFF else name)
 
     def _show_values(self, values: Any) -> None:
-        layers.set_values(self._viewer, self._uid(), self._results[self._uid()], values)
+        layers.set_values(self._viewer, self._slide_id(), self._results[self._slide_id()], values)
 
     def _show_opacity(self, opacity: float) -> None:
         for layer in self._maps():
@@ -243,7 +243,9 @@ class MilPanel(QScrollArea):
 
     def save(self, folder: str | Path) -> None:
         """Write the chosen slide's result below a folder, in the background; an earlier one there is never replaced."""
-        worker = create_worker(_write, self._results[self._uid()], folder, _start_thread=False, _ignore_errors=True)
+        worker = create_worker(
+            _write, self._results[self._slide_id()], folder, _start_thread=False, _ignore_errors=True
+        )
         worker.returned.connect(self._on_saved)
         self.result.save.enabled = False
         self._say("Saving …")
@@ -274,7 +276,7 @@ class MilPanel(QScrollArea):
         self._show_result()
 
     def _show_result(self) -> None:
-        prediction = self._results.get(self._uid())
+        prediction = self._results.get(self._slide_id())
         self.result.setVisible(prediction is not None)
         if prediction is None:
             return

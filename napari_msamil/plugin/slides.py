@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import uuid
 from typing import TYPE_CHECKING, Any
 
 from napari.utils.notifications import show_error
@@ -34,7 +35,7 @@ LayerData = tuple[Any, dict[str, Any], str]
 
 
 def tag(layer: napari.layers.Layer) -> Mapping[str, Any]:
-    """What the plugin wrote on a layer: "role", "slide" (uid) and more; empty for layers that are not ours.
+    """What the plugin wrote on a layer: "role", "slide" (id of the slide's layer) and more; empty if it is not ours.
 
     Layers are found by this, never by name: users rename.
     """
@@ -44,7 +45,7 @@ def tag(layer: napari.layers.Layer) -> Mapping[str, Any]:
 
 def slide_layers(viewer: napari.viewer.Viewer) -> list[napari.layers.Image]:
     """The slides of a viewer, bottom first."""
-    return [layer for layer in viewer.layers if tag(layer).get("role") == SLIDE]
+    return _slides(viewer.layers)
 
 
 def slide_of(layer: napari.layers.Layer) -> Slide:
@@ -88,7 +89,7 @@ def layer_data(path: str | Path, mpp: float | None = None) -> LayerData:
         "metadata": {
             KEY: {
                 "role": SLIDE,
-                "slide": slide.uid,
+                "slide": _new_id(),
                 "mpp": slide.mpp,
                 "pyramid": pyramid,
                 "prefetcher": Prefetcher(pyramid),
@@ -96,6 +97,11 @@ def layer_data(path: str | Path, mpp: float | None = None) -> LayerData:
         },
     }
     return pyramid.arrays(on_error=_tell_once()), keywords, "image"
+
+
+def _new_id() -> str:
+    """Identity of one slide layer: a file may be open more than once, and each has its own scale and result."""
+    return uuid.uuid4().hex
 
 
 def _tell_once() -> Callable[[ReadError], None]:
@@ -140,16 +146,29 @@ def watch(viewer: napari.viewer.Viewer) -> None:
 
 def _attend(event: Any) -> None:
     layer = event.value
-    if tag(layer).get("role") == SLIDE:
-        prefetcher: Prefetcher = tag(layer)["prefetcher"]
-        layer.events.set_data.connect(prefetcher.follow)
-        prefetcher.look_around(layer)
+    if tag(layer).get("role") != SLIDE:
+        return
+    if any(other is not layer and tag(other)["slide"] == tag(layer)["slide"] for other in _slides(event.source)):
+        # napari's "Duplicate layer" copies the metadata too
+        fresh = {"slide": _new_id(), "prefetcher": Prefetcher(tag(layer)["pyramid"])}
+        layer.metadata[KEY] = {**tag(layer), **fresh}
+    prefetcher: Prefetcher = tag(layer)["prefetcher"]
+    layer.events.set_data.connect(prefetcher.follow)
+    prefetcher.look_around(layer)
 
 
 def _release(event: Any) -> None:
     layer = event.value
-    if tag(layer).get("role") == SLIDE:
-        tag(layer)["prefetcher"].stop()
-        slide = slide_of(layer)
+    if tag(layer).get("role") != SLIDE:
+        return
+    tag(layer)["prefetcher"].stop()
+    slide = slide_of(layer)
+    others = [slide_of(other) for other in _slides(event.source)]
+    if all(other is not slide for other in others):
         slide.close()
+    if all(other.uid != slide.uid for other in others):  # the cache is shared by all that show the same file
         CACHE.drop(slide.uid)
+
+
+def _slides(layers: Any) -> list[Any]:
+    return [layer for layer in layers if tag(layer).get("role") == SLIDE]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -196,3 +197,43 @@ def test_lines_enclose_nothing_and_are_refused_by_name(viewer: Any, slide_layer:
     shapes.add_lines([[[0, 0], [10, 10]]])
     with pytest.raises(Exception, match="no closed shape"):
         regions.polygons(shapes, slide_layer)
+
+
+def duplicate(viewer: Any, layer: Any) -> Any:
+    """What napari's "Duplicate Layer" does."""
+    from napari.layers import Layer
+
+    data, state, kind = layer.as_layer_data_tuple()
+    viewer.layers.insert(viewer.layers.index(layer) + 1, Layer.create(deepcopy(data), state, kind))
+    return viewer.layers[viewer.layers.index(layer) + 1]
+
+
+def test_removing_a_copy_leaves_the_original_readable_and_its_result_in_place(
+    viewer: Any, slide_layer: Image, prediction: Prediction
+) -> None:
+    shown = layers.show(viewer, slide_layer, prediction)
+    copy = duplicate(viewer, slide_layer)
+    assert slides.tag(copy)["slide"] != slides.tag(slide_layer)["slide"]
+    assert layers.result_layers(viewer, slides.tag(copy)["slide"]) == []
+    viewer.layers.remove(copy)
+    slides.CACHE.clear()
+    assert np.array_equal(
+        np.asarray(slide_layer.data[0][:50, :60]), slides.slide_of(slide_layer).read_level(0, 0, 0, 60, 50)
+    )
+    assert layers.result_layers(viewer, slides.tag(slide_layer)["slide"]) == shown
+    viewer.layers.remove(slide_layer)
+    assert slides.CACHE.nbytes == 0
+
+
+def test_a_file_opened_twice_is_calibrated_and_closed_once_at_a_time(viewer: Any, bare_file: Path) -> None:
+    slides.watch(viewer)
+    first, second = (
+        viewer.add_image(data, **keywords) for data, keywords, _ in map(slides.layer_data, [bare_file] * 2)
+    )
+    slides.calibrate(viewer, second, 0.5)
+    assert first.scale == pytest.approx([1.0, 1.0])
+    assert slides.mpp_of(first) is None
+    viewer.layers.remove(second)
+    assert slides.slide_of(first).read_level(0, 0, 0, 5, 5).shape == (5, 5, 3)
+    with pytest.raises(Exception, match="closed"):
+        slides.slide_of(second).read_level(0, 0, 0, 5, 5)

@@ -195,6 +195,18 @@ def test_two_slides_keep_their_results_apart(panel: Any, viewer: Any, make_slide
     assert panel.result_of(first) is not None
 
 
+def test_the_same_file_opened_twice_keeps_two_results(panel: Any, viewer: Any, slide_file: Path, qtbot: Any) -> None:
+    first = panel.open_slide(slide_file)
+    run(panel, qtbot)
+    second = panel.open_slide(slide_file)
+    assert panel.result.isHidden(), "the second layer has no result yet"
+    run(panel, qtbot)
+    assert panel.result_of(first) is not panel.result_of(second)
+    viewer.layers.remove(second)
+    assert panel.form.layer == first
+    assert not panel.result.isHidden()
+
+
 def test_a_slide_without_pixel_size_asks_for_it_and_becomes_calibrated(
     panel: Any, viewer: Any, bare_file: Path, qtbot: Any
 ) -> None:

@@ -75,7 +75,7 @@ def test_a_removed_slide_is_read_no_further(slide_file: Path) -> None:
     prefetcher: Prefetcher = slides.tag(layer)["prefetcher"]
     viewer.layers.remove(layer)
     prefetcher.wait(10)
-    slides.CACHE.drop(slides.tag(layer)["slide"])
+    slides.CACHE.drop(slides.slide_of(layer).uid)
     prefetcher.look_around(layer)
     prefetcher.wait(10)
     assert not slides.tag(layer)["pyramid"].holds(0, 0, 0)
