@@ -33,8 +33,7 @@ def open_window(slide: Path, *, mpp: float | None, model: str, run: bool) -> nap
     viewer = napari.Viewer(title="napari-msamil", ndisplay=2)
     _, panel = viewer.window.add_plugin_dock_widget("napari-msamil", "Multi-scale MIL")
     panel.form.choose_model(model)
-    if panel.open_slide(slide, mpp) is not None and run:
-        panel.classify()
+    panel.open_slide(slide, mpp, then=panel.classify if run else None)
     return viewer
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,14 +19,20 @@ from napari_msamil.plugin.background import import_ahead
 from napari_msamil.plugin.form import Form, heading
 from napari_msamil.plugin.regions import add_region_layer
 from napari_msamil.plugin.result_view import OFF, ResultView
-from napari_msamil.plugin.slides import HEATMAP, SLIDE, layer_data, tag, watch
+from napari_msamil.plugin.slides import HEATMAP, SLIDE, layer_data, slide_in, tag, watch
 from napari_msamil.plugin.worker import Pace, Run
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import napari.viewer
 
     from napari_msamil.inference.classify import Progress
     from napari_msamil.inference.prediction import Prediction
+    from napari_msamil.plugin.slides import LayerData
+    from napari_msamil.slide.slide import Slide
+
+logger = logging.getLogger(__name__)
 
 FILTER = "Slides (*.svs *.ndpi *.scn *.bif *.tif *.tiff *.qptiff *.mrxs *.dcm *.png *.jpg *.jpeg);;All files (*)"
 
@@ -46,6 +53,7 @@ class MilPanel(QScrollArea):
         self._results: dict[str, Prediction] = {}
         self._closed = False
         self._asked = ""
+        self._preparing: list[str] = []
         self.form = Form(viewer)
         self.result = ResultView()
         self.run_button = PushButton(text="Classify")
@@ -104,22 +112,56 @@ class MilPanel(QScrollArea):
 
     # --- opening ---------------------------------------------------------------------------------------------------
 
-    def open_slide(self, path: str | Path, mpp: float | None = None) -> napari.layers.Image | None:
+    def open_slide(
+        self, path: str | Path, mpp: float | None = None, *, then: Callable[[], None] | None = None
+    ) -> napari.layers.Image | None:
         """Open a slide file as a layer and choose it; a file that cannot be read gives a message and None.
+
+        A large PNG, JPEG or TIFF without tiles is decoded in the background first: it gives None too, and its layer
+        comes later.
 
         Args:
             path: the slide file.
             mpp: µm per level-0 pixel, where it is known better than the file says.
+            then: called when the layer is there and chosen, never if it cannot be opened.
         """
         try:
-            data, keywords, _ = layer_data(path, mpp)
+            described = layer_data(path, mpp)
         except MsamilError as error:
             show_error(str(error))
             return None
+        slide = slide_in(described)
+        if not slide.decodes_first:
+            return self._add_slide(described, then)
+        self._preparing.append(slide.name)
+        worker = create_worker(_prepare, slide, _start_thread=False, _ignore_errors=True)
+        worker.returned.connect(lambda error: self._on_prepared(described, error, then))
+        self._update()
+        worker.start()
+        return None
+
+    def _on_prepared(self, described: LayerData, error: str, then: Callable[[], None] | None) -> None:
+        slide = slide_in(described)
+        if self._closed:
+            slide.close()
+            return
+        self._preparing.remove(slide.name)
+        if error:
+            slide.close()
+            self._update()
+            show_error(error)
+        else:
+            self._add_slide(described, then)
+
+    def _add_slide(self, described: LayerData, then: Callable[[], None] | None) -> napari.layers.Image:
+        data, keywords, _ = described
         layer = self._viewer.add_image(data, **keywords)
         compat.overlay(self._viewer, "scale_bar").visible = True
         compat.fit(self._viewer, layer)
         self.form.choose(layer)
+        self._update()
+        if then is not None:
+            then()
         return layer
 
     def _ask_for_slide(self) -> None:
@@ -268,11 +310,12 @@ class MilPanel(QScrollArea):
         self.run_button.tooltip = missing
         self.cancel_button.enabled = self.running
         self.progress.setVisible(self.running)
-        if missing and not self.running:
-            self._say(missing)
-        elif self.status.text() == self._asked and not missing:
+        asked = f"Preparing {', '.join(self._preparing)} …" if self._preparing else missing
+        if asked and not self.running:
+            self._say(asked)
+        elif self.status.text() == self._asked and not asked:
             self._say("")
-        self._asked = missing
+        self._asked = asked
         self._show_result()
 
     def _show_result(self) -> None:
@@ -331,6 +374,18 @@ class MilPanel(QScrollArea):
         """Shut down."""
         self.shut_down()
         super().closeEvent(event)
+
+
+def _prepare(slide: Slide) -> str:
+    """Decode a flat image; returns what went wrong, if anything did."""
+    try:
+        slide.prepare()
+    except MsamilError as error:
+        return str(error)
+    except Exception as error:
+        logger.exception("%s could not be prepared", slide.name)
+        return f"{slide.name} cannot be opened ({type(error).__name__}: {error})."
+    return ""
 
 
 def _write(prediction: Prediction, folder: str | Path) -> tuple[bool, str]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from napari_msamil.errors import ReadError
+from napari_msamil.errors import SlideError
 from napari_msamil.plugin.background import READ_AHEAD, step_back
 
 if TYPE_CHECKING:
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     import napari.layers
 
     from napari_msamil.slide.pyramid import ViewPyramid
+
+logger = logging.getLogger(__name__)
 
 Block = tuple[int, int, int]  # level, row, column
 
@@ -68,17 +71,24 @@ class Prefetcher:
             thread.join(timeout)
 
     def _work(self) -> None:
-        step_back(READ_AHEAD)
-        while True:
+        try:
+            step_back(READ_AHEAD)
+            while (block := self._next()) is not None:
+                try:
+                    self._pyramid.block(*block)
+                except SlideError:  # closed meanwhile, or damaged; the layer says so if it comes to be shown
+                    continue
+        except Exception:
+            logger.exception("reading ahead stopped; the next pan starts it again")
             with self._lock:
-                if not self._wanted:
-                    self._thread = None
-                    return
-                block = self._wanted.pop()
-            try:
-                self._pyramid.block(*block)
-            except ReadError:  # closed meanwhile, or damaged; the layer says so if it comes to be shown
-                continue
+                self._thread = None
+
+    def _next(self) -> Block | None:
+        with self._lock:
+            if self._wanted:
+                return self._wanted.pop()
+            self._thread = None  # under the lock: whoever wants more from here on starts a new thread
+            return None
 
 
 def wanted_blocks(pyramid: ViewPyramid, level: int, corners: np.ndarray, heading: np.ndarray) -> Iterator[Block]:

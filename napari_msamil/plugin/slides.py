@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import napari.layers
     import napari.viewer
 
-    from napari_msamil.errors import ReadError
+    from napari_msamil.errors import SlideError
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +51,12 @@ def slide_layers(viewer: napari.viewer.Viewer) -> list[napari.layers.Image]:
 def slide_of(layer: napari.layers.Layer) -> Slide:
     """The open slide behind a slide layer."""
     pyramid: ViewPyramid = tag(layer)["pyramid"]
+    return pyramid.slide
+
+
+def slide_in(described: LayerData) -> Slide:
+    """The open slide behind a layer that `layer_data` describes and that is not made yet."""
+    pyramid: ViewPyramid = described[1]["metadata"][KEY]["pyramid"]
     return pyramid.slide
 
 
@@ -104,11 +110,11 @@ def _new_id() -> str:
     return uuid.uuid4().hex
 
 
-def _tell_once() -> Callable[[ReadError], None]:
+def _tell_once() -> Callable[[SlideError], None]:
     """Say once per slide that pixels cannot be read: an exception would be raised inside the viewer's drawing."""
-    told: list[ReadError] = []
+    told: list[SlideError] = []
 
-    def tell(error: ReadError) -> None:
+    def tell(error: SlideError) -> None:
         logger.warning("%s", error)
         if not told:
             told.append(error)

@@ -68,6 +68,11 @@ class FlatBackend:
         """Read a box inside a level; see `Backend.read`. The first read decodes the image."""
         return np.array(self._pyramid()[level][y : y + height, x : x + width])
 
+    @property
+    def prepared(self) -> bool:
+        """Whether the image is decoded."""
+        return self._levels is not None
+
     def prepare(self) -> None:
         """Decode the image now."""
         self._pyramid()

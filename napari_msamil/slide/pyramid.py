@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from napari_msamil.errors import ReadError
+from napari_msamil.errors import SlideError
 from napari_msamil.slide.cache import BlockCache
 from napari_msamil.slide.resample import reduce_box
 from napari_msamil.slide.slide import Slide
@@ -69,6 +69,7 @@ class ViewPyramid:
 
         Raises:
             ReadError: its pixels cannot be decoded.
+            SlideError: a flat image cannot be decoded to the cache folder.
         """
         key = (self.slide.uid, level, self.block_px, row, column)
         block = self._cache.get(key)
@@ -81,7 +82,7 @@ class ViewPyramid:
         """Whether a block is in the cache; a block asked for counts as used."""
         return self._cache.get((self.slide.uid, level, self.block_px, row, column)) is not None
 
-    def arrays(self, *, on_error: Callable[[ReadError], None] | None = None) -> list[Any]:
+    def arrays(self, *, on_error: Callable[[SlideError], None] | None = None) -> list[Any]:
         """One lazy dask array (H, W, 3) uint8 RGB per level, finest first; see `dask_levels`."""
         import dask.array as da
 
@@ -114,7 +115,7 @@ def dask_levels(
     *,
     cache: BlockCache | None = None,
     block_px: int = 1024,
-    on_error: Callable[[ReadError], None] | None = None,
+    on_error: Callable[[SlideError], None] | None = None,
 ) -> list[Any]:
     """Return lazy dask arrays for a viewer, finest first: (H, W, 3) uint8 RGB.
 
@@ -142,12 +143,12 @@ def _view_levels(slide: Slide) -> list[ViewLevel]:
 
 
 def _dask_block(
-    *, pyramid: ViewPyramid, level: int, on_error: Callable[[ReadError], None] | None, block_info: Any = None
+    *, pyramid: ViewPyramid, level: int, on_error: Callable[[SlideError], None] | None, block_info: Any = None
 ) -> NDArray[np.uint8]:
     (y0, y1), (x0, x1), _ = block_info[None]["array-location"]
     try:
         return pyramid.block(level, y0 // pyramid.block_px, x0 // pyramid.block_px)
-    except ReadError as error:
+    except SlideError as error:  # also a full disk, where a flat image is decoded at its first read
         if on_error is None:
             raise
         on_error(error)

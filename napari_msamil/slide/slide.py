@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from napari_msamil.errors import ReadError, SlideError
 from napari_msamil.slide.backend import WHITE, Backend, FileFacts
 from napari_msamil.slide.detect import is_slide_file, open_file
+from napari_msamil.slide.flat import FlatBackend
 from napari_msamil.slide.levels import AddedLevel, LevelPlan, plan_levels
 from napari_msamil.slide.mpp import Mpp, resolve_mpp
 from napari_msamil.slide.resample import plan_read, run_plan
@@ -128,6 +129,12 @@ class Slide:
         plan = plan_read(self.levels, self._stored, (x, y, width, height), size)
         level = self.levels[plan.level]
         return run_plan(plan, self.read_level, (level.width, level.height))
+
+    @property
+    def decodes_first(self) -> bool:
+        """Whether the next read first decodes the whole image, which takes seconds; `prepare` gets that over with."""
+        backend = self._handle().backend
+        return isinstance(backend, FlatBackend) and not backend.prepared
 
     def prepare(self) -> None:
         """Do now what would slow down the first view: decode a flat image, compute the coarsest level."""

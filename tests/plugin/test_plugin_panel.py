@@ -19,6 +19,7 @@ from napari_msamil.inference import classify as classify_module
 from napari_msamil.inference.classify import Progress, classify
 from napari_msamil.inference.prediction import RESEARCH_USE
 from napari_msamil.plugin import compat, slides
+from napari_msamil.slide import flat
 
 pytestmark = pytest.mark.gui
 
@@ -287,6 +288,56 @@ def test_a_dropped_file_opens_as_from_the_button(panel: Any, viewer: Any, slide_
     panel.dropEvent(QDropEvent(point, copy, mime, left, none))
     assert layer_names(viewer) == ["square"]
     assert panel.form.layer == viewer.layers[0]
+
+
+@pytest.fixture
+def large_png(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A PNG that counts as large here, and whose decoded copy goes to a folder of the test."""
+    from PIL import Image
+
+    monkeypatch.setattr(flat, "IN_MEMORY_PX", 1000)
+    monkeypatch.setenv("MSAMIL_CACHE_DIR", str(tmp_path / "cache"))
+    Image.new("RGB", (300, 200), (200, 120, 180)).save(tmp_path / "large.png")
+    return tmp_path / "large.png"
+
+
+def test_a_large_flat_image_is_decoded_in_the_background_before_its_layer_comes(
+    panel: Any, viewer: Any, large_png: Path, qtbot: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go, decode, where = threading.Event(), flat.decode, []
+
+    def decode_later(*given: Any) -> None:
+        where.append(threading.current_thread())
+        go.wait(60)
+        decode(*given)
+
+    monkeypatch.setattr(flat, "decode", decode_later)
+    opened = []
+    assert panel.open_slide(large_png, 0.5, then=lambda: opened.append(panel.form.layer)) is None
+    assert len(viewer.layers) == 0
+    assert panel.status.text() == "Preparing large.png …"
+    go.set()
+    qtbot.waitUntil(lambda: len(opened) == 1, timeout=SECONDS)
+    assert where[0] is not threading.main_thread()
+    assert len(where) == 1
+    assert opened[0] == viewer.layers["large"]
+    assert np.asarray(viewer.layers["large"].data[0][:2, :2]).tolist() == [[[200, 120, 180]] * 2] * 2
+    assert "Preparing" not in panel.status.text()
+
+
+def test_an_image_that_cannot_be_decoded_is_refused_and_adds_nothing(
+    panel: Any, viewer: Any, large_png: Path, qtbot: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from napari_msamil.plugin import panel as module
+
+    said: list[str] = []
+    monkeypatch.setattr(module, "show_error", said.append)
+    large_png.write_bytes(large_png.read_bytes()[:-60])
+    assert panel.open_slide(large_png, 0.5) is None
+    qtbot.waitUntil(lambda: bool(said), timeout=SECONDS)
+    assert "large.png" in said[0]
+    assert len(viewer.layers) == 0
+    assert "Open a slide" in panel.status.text()
 
 
 def test_a_file_that_is_no_slide_is_refused_with_its_name(

@@ -97,3 +97,27 @@ def test_an_unreadable_place_is_left_for_the_viewer_to_report(
     prefetcher.look_around(Layer())  # type: ignore[arg-type]
     prefetcher.wait(10)
     assert not failed
+
+
+def test_after_any_failure_the_next_pan_reads_ahead_again(
+    pyramid: ViewPyramid, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    prefetcher = Prefetcher(pyramid)
+
+    class Layer:
+        visible, ndim, data_level = True, 2, 0
+        corner_pixels = np.array([[0, 0], [199, 199]])
+        data = (np.empty((900, 1200, 3)), np.empty((450, 600, 3)))
+
+    def fail(*block: int) -> None:
+        raise MemoryError("no room for a block")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pyramid, "block", fail)
+        prefetcher.look_around(Layer())  # type: ignore[arg-type]
+        prefetcher.wait(10)
+    assert "no room for a block" in caplog.text
+    assert not pyramid.holds(0, 2, 2)
+    prefetcher.look_around(Layer())  # type: ignore[arg-type]
+    prefetcher.wait(10)
+    assert pyramid.holds(0, 2, 2)

@@ -8,7 +8,7 @@ import dask
 import numpy as np
 import pytest
 
-from napari_msamil.errors import ReadError
+from napari_msamil.errors import ReadError, SlideError
 from napari_msamil.slide import BlockCache, dask_levels, open_slide
 from napari_msamil.slide.slide import Slide
 
@@ -61,12 +61,13 @@ def test_graphs_of_huge_levels_are_quick_to_build_and_slice(monkeypatch, slide) 
     assert len(dict(optimised.__dask_graph__())) < 30
 
 
-def test_an_unreadable_block_raises_or_is_marked_and_reported(slide, monkeypatch) -> None:
+@pytest.mark.parametrize("error", [ReadError("slide.tif cannot be read"), SlideError("slide.tif: the disk is full")])
+def test_an_unreadable_block_raises_or_is_marked_and_reported(slide, monkeypatch, error) -> None:
     def fail(self, *box):
-        raise ReadError("slide.tif cannot be read")
+        raise error
 
     monkeypatch.setattr(Slide, "read_level", fail)
-    with pytest.raises(ReadError):
+    with pytest.raises(type(error)):
         np.asarray(dask_levels(slide)[1])
     errors = []
     pixels = np.asarray(dask_levels(slide, on_error=errors.append)[1])
