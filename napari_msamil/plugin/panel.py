@@ -395,3 +395,6 @@ def _write(prediction: Prediction, folder: str | Path) -> tuple[bool, str]:
         return True, f"Saved to {write_result(prediction, folder)}"
     except MsamilError as error:
         return False, str(error)
+    except Exception as error:  # whatever it is, the user waits for an answer
+        logger.exception("the result could not be saved to %s", folder)
+        return False, f"The result could not be saved to {folder} ({type(error).__name__}: {error})."

@@ -266,6 +266,25 @@ def test_the_result_is_saved_as_the_command_line_saves_it(
     qtbot.waitUntil(lambda: "is there already" in panel.status.text(), timeout=SECONDS)
 
 
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), ValueError("a bug")])
+def test_whatever_stops_a_save_ends_as_a_message(
+    panel: Any, slide_file: Path, tmp_path: Path, qtbot: Any, monkeypatch: pytest.MonkeyPatch, caplog: Any, error: Any
+) -> None:
+    from napari_msamil.inference import result
+
+    def fail(*given: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(result, "write_result", fail)
+    panel.open_slide(slide_file)
+    run(panel, qtbot)
+    panel.save(tmp_path / "out")
+    qtbot.waitUntil(lambda: "could not be saved" in panel.status.text(), timeout=SECONDS)
+    assert str(error) in panel.status.text()
+    assert "Traceback" in caplog.text
+    assert panel.result.save.enabled
+
+
 def test_a_drawn_region_limits_the_patches(panel: Any, viewer: Any, slide_file: Path, qtbot: Any) -> None:
     layer = panel.open_slide(slide_file)
     panel.form.draw.native.click()
@@ -380,3 +399,27 @@ def test_the_panel_is_narrow_enough_for_a_small_screen(panel: Any, slide_file: P
     run(panel, qtbot)
     assert panel.minimumSizeHint().width() <= 320
     assert panel.widget().minimumSizeHint().width() <= 320
+
+
+def test_the_view_pans_while_a_classification_reads_the_same_slide(
+    make_napari_viewer: Any, make_slide: Any, model_file: Path, qtbot: Any
+) -> None:
+    from napari_msamil.plugin.panel import MilPanel
+
+    viewer = make_napari_viewer(show=True)
+    panel = MilPanel(viewer)
+    viewer.window.add_dock_widget(panel)
+    panel.form.choose_model(model_file)
+    panel.form.device.value = "cpu"
+    panel.open_slide(make_slide("large.tif", size=(3000, 2400)))
+    panel.run_button.native.click()
+    camera = compat.camera(viewer)
+    turns = 0
+    while panel.running or turns < 40:
+        camera.zoom = (2.0, 0.7, 0.3)[turns // 5 % 3]
+        camera.center = (0, 1200 + 900 * np.sin(turns), 1500 + 1200 * np.cos(turns))
+        qtbot.wait(5)
+        turns += 1
+    assert not panel.result.isHidden(), panel.status.text()
+    assert len(viewer.layers) == 5
+    panel.shut_down()
