@@ -135,7 +135,27 @@ def show(
         viewer.layers.link_layers(maps, ("opacity", "colormap"))
     viewer.layers.selection = {slide_layer}
     mark_view(viewer)
+    _keep_marked(viewer, added)
     return added
+
+
+def _keep_marked(viewer: napari.viewer.Viewer, added: list[napari.layers.Layer]) -> None:
+    """Let the canvas text follow the eye icons of a result's layers and their removal, for as long as one is left."""
+
+    def follow(event: Any = None) -> None:
+        mark_view(viewer)
+
+    def follow_removal(event: Any) -> None:
+        if event.value in added:
+            added_left.remove(event.value)
+            if not added_left:
+                viewer.layers.events.removed.disconnect(follow_removal)
+            mark_view(viewer)
+
+    added_left = list(added)
+    for layer in added:
+        layer.events.visible.connect(follow)
+    viewer.layers.events.removed.connect(follow_removal)
 
 
 def remove_result(viewer: napari.viewer.Viewer, slide_id: str) -> None:

@@ -108,7 +108,7 @@ class MilPanel(QScrollArea):
         events.removed.connect(self._on_removed)
         events.reordered.connect(self._on_layers)
         for layer in self._viewer.layers:
-            layer.events.name.connect(self._on_layers)
+            self._listen(layer)
 
     # --- opening ---------------------------------------------------------------------------------------------------
 
@@ -268,6 +268,10 @@ class MilPanel(QScrollArea):
     def _maps(self) -> list[Any]:
         return layers.result_layers(self._viewer, self._slide_id(), HEATMAP)
 
+    def _shown_scale(self) -> str:
+        visible = [str(tag(layer)["scale"]) for layer in self._maps() if layer.visible]
+        return visible[-1] if visible else OFF
+
     def _show_scale(self, name: str) -> None:
         layers.show_scale(self._viewer, self._slide_id(), None if name == OFF else name)
 
@@ -324,18 +328,29 @@ class MilPanel(QScrollArea):
         if prediction is None:
             return
         maps = self._maps()
-        visible = [tag(layer)["scale"] for layer in maps if layer.visible]
         values = next((tag(layer)["values"] for layer in maps), "rank")
         opacity = next((layer.opacity for layer in maps), 0.5)
-        self.result.show_prediction(prediction, scale=visible[-1] if visible else OFF, values=values, opacity=opacity)
+        self.result.show_prediction(prediction, scale=self._shown_scale(), values=values, opacity=opacity)
+
+    def _listen(self, layer: Any) -> None:
+        layer.events.name.connect(self._on_layers)
+        layer.events.visible.connect(self._on_visible)
+
+    def _ignore(self, layer: Any) -> None:
+        layer.events.name.disconnect(self._on_layers)
+        layer.events.visible.disconnect(self._on_visible)
+
+    def _on_visible(self, event: Any) -> None:
+        if event.source in self._maps():
+            self.result.set_scale(self._shown_scale())
 
     def _on_inserted(self, event: Any) -> None:
-        event.value.events.name.connect(self._on_layers)
+        self._listen(event.value)
         self._on_layers()
 
     def _on_removed(self, event: Any) -> None:
         layer = event.value
-        layer.events.name.disconnect(self._on_layers)
+        self._ignore(layer)
         stopped = layer == self._run_layer and self._run is not None
         if stopped:
             self._run.abandon()  # type: ignore[union-attr]
@@ -362,7 +377,7 @@ class MilPanel(QScrollArea):
         events.removed.disconnect(self._on_removed)
         events.reordered.disconnect(self._on_layers)
         for layer in self._viewer.layers:
-            layer.events.name.disconnect(self._on_layers)
+            self._ignore(layer)
 
     def event(self, event: Any) -> bool:
         """Notice when napari takes the panel out of its dock, which is how a dock is closed for good."""

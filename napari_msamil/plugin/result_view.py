@@ -97,6 +97,11 @@ class ResultView(QWidget):
         choices = list(self.scale.choices)
         self.scale.value = choices[(choices.index(self.scale.value) + by) % len(choices)]
 
+    def set_scale(self, name: str) -> None:
+        """Name the scale that is shown, or "Off"; nothing is asked of anyone."""
+        with self.scale.changed.blocked():
+            self.scale.value = name
+
     def show_prediction(self, prediction: Prediction, *, scale: str, values: str, opacity: float) -> None:
         """Fill in a result; `scale`, `values` and `opacity` say how its maps are shown now."""
         best = float(prediction.probabilities.max())

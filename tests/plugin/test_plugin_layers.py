@@ -130,6 +130,27 @@ def test_the_canvas_says_what_is_shown_and_that_it_is_for_research(
     assert not text.visible
 
 
+def test_the_canvas_text_follows_the_eye_icons_and_removal(
+    viewer: Any, slide_layer: Image, prediction: Prediction
+) -> None:
+    coarsest, middle, finest, mask = layers.show(viewer, slide_layer, prediction)
+    text = compat.overlay(viewer, "text")
+    finest.visible = False
+    assert "attention" not in text.text
+    assert RESEARCH_USE in text.text, "the lesion outline is still shown"
+    mask.visible = False
+    assert not text.visible
+    middle.visible = True
+    assert text.visible
+    assert "5x: attention rank" in text.text
+    viewer.layers.remove(middle)
+    assert not text.visible
+    mask.visible = True
+    for layer in (coarsest, finest, mask):
+        viewer.layers.remove(layer)
+    assert not text.visible
+
+
 def test_relative_values_have_a_fixed_scale_of_their_own(
     viewer: Any, slide_layer: Image, prediction: Prediction
 ) -> None:

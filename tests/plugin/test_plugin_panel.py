@@ -243,6 +243,17 @@ def test_the_scale_buttons_show_one_map_at_a_time(panel: Any, viewer: Any, slide
     assert seen == [["10x"], ["5x"], ["2.5x"], []]
 
 
+def test_the_scale_box_follows_the_eye_icon_and_removal(panel: Any, viewer: Any, slide_file: Path, qtbot: Any) -> None:
+    panel.open_slide(slide_file)
+    run(panel, qtbot)
+    viewer.layers["square | attention 10x"].visible = False
+    assert panel.result.scale.value == "Off"
+    viewer.layers["square | attention 2.5x"].visible = True
+    assert panel.result.scale.value == "2.5x"
+    viewer.layers.remove("square | attention 2.5x")
+    assert panel.result.scale.value == "Off"
+
+
 def test_values_and_opacity_change_all_maps(panel: Any, viewer: Any, slide_file: Path, qtbot: Any) -> None:
     panel.open_slide(slide_file)
     run(panel, qtbot)
