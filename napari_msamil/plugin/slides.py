@@ -6,6 +6,7 @@ import logging
 import uuid
 from typing import TYPE_CHECKING, Any
 
+from napari.layers import Points, Shapes
 from napari.utils.notifications import show_error
 
 from napari_msamil.plugin.compat import camera
@@ -126,19 +127,38 @@ def _tell_once() -> Callable[[SlideError], None]:
 def calibrate(viewer: napari.viewer.Viewer, slide_layer: napari.layers.Image, mpp: float) -> None:
     """Give a slide without pixel size one, in µm per level-0 pixel.
 
-    Scale and units of all its layers change together, since one layer left in pixels would rob the whole viewer of its
-    units; the camera moves along, so that the picture stays where it is.
+    Scale and units of all that lies on it change together: a shape left behind would mark another place of the tissue,
+    and one layer left in pixels would rob the whole viewer of its units. The camera moves along, so that the picture
+    stays where it is.
     """
     ratio = mpp / slide_layer.scale[-1]
-    for layer in viewer.layers:
-        if tag(layer).get("slide") == tag(slide_layer)["slide"]:
-            layer.scale = layer.scale * ratio
-            layer.translate = layer.translate * ratio
-            layer.units = ("um",) * layer.ndim
+    for layer in _lying_on(viewer, slide_layer):
+        layer.scale = layer.scale * ratio
+        layer.translate = layer.translate * ratio
+        layer.units = ("um",) * layer.ndim
     slide_layer.metadata[KEY] = {**tag(slide_layer), "mpp": (mpp, mpp)}
     view = camera(viewer)
     view.center = tuple(c * ratio for c in view.center)
     view.zoom = view.zoom / ratio
+
+
+def _lying_on(viewer: napari.viewer.Viewer, slide_layer: napari.layers.Image) -> list[napari.layers.Layer]:
+    """The slide's layer, what the plugin laid on it, and what the user did with napari's own buttons.
+
+    The latter carry no mark. They belong to this slide if they are in pixels, as it was itself, or if there is no other
+    slide that they could belong to, as when a pixel size is corrected.
+    """
+    alone = len(slide_layers(viewer)) == 1
+    found = []
+    for layer in viewer.layers:
+        if "slide" in tag(layer):
+            ours = tag(layer)["slide"] == tag(slide_layer)["slide"]
+        else:
+            in_pixels = all(str(unit) == "pixel" for unit in layer.units)
+            ours = layer.ndim == 2 and (in_pixels or (alone and isinstance(layer, (Shapes, Points))))
+        if ours:
+            found.append(layer)
+    return found
 
 
 def watch(viewer: napari.viewer.Viewer) -> None:

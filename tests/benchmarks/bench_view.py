@@ -231,12 +231,12 @@ def _pan_task(model: Path, quick: bool) -> dict[str, Any]:
     panel.setVisible(False)
     panel.parent().setVisible(False)  # the canvas keeps its size
     window.spin(1.5)
-    rounds, count = (1, 8) if quick else (3, 25)
+    rounds, count = (1, 8) if quick else (2, 20)
     facts: dict[str, Any] = {"canvas": window.canvas, "first": _first_picture(window, SLIDE)}
     facts["idle"] = _measure(window, rounds, count)
     window.viewer.layers.clear()
     _add(window.viewer, "ours")
-    facts["fields"] = window.fields(6 if quick else 24)
+    facts["fields"] = window.fields(6 if quick else 16)
     facts["cache_mb"] = slides.CACHE.nbytes / 1e6
     facts["busy"] = _while_classifying(window, model, rounds, count)
     window.viewer.layers.clear()

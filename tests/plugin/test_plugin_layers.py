@@ -175,6 +175,38 @@ def test_calibrating_moves_every_layer_of_the_slide_and_the_camera_along(viewer:
     assert slides.mpp_of(layer) == (0.25, 0.25)
 
 
+@pytest.mark.parametrize("mpps", [(0.25,), (0.5, 0.25)])
+def test_a_shape_drawn_with_naparis_own_button_marks_the_same_tissue_after_calibration(
+    viewer: Any, bare_file: Path, mpps: tuple[float, ...]
+) -> None:
+    data, keywords, _ = slides.layer_data(bare_file)
+    layer = viewer.add_image(data, **keywords)
+    early = viewer.add_shapes([[[100, 200], [100, 300], [180, 300]]], shape_type="polygon")
+    early.translate = (7, 9)
+    [before] = regions.polygons(early, layer)
+    assert before.exterior[0] == pytest.approx([209.5, 107.5])
+    drawn = [early]
+    for mpp in mpps:
+        slides.calibrate(viewer, layer, mpp)
+        assert [str(unit) for unit in viewer.layers.extent.units] == ["micrometer", "micrometer"]
+        for shapes in drawn:
+            [after] = regions.polygons(shapes, layer)
+            assert after.exterior == pytest.approx(before.exterior)
+        # what is drawn from here on is in µm without a mark, and must follow when the pixel size is corrected
+        points = np.array([layer.data_to_world(xy[::-1] - 0.5) for xy in before.exterior])
+        drawn.append(viewer.add_shapes([points], shape_type="polygon", units=("um", "um")))
+
+
+def test_calibrating_one_slide_leaves_what_lies_on_another(viewer: Any, bare_file: Path, slide_file: Path) -> None:
+    (bare, bare_words, _), (data, keywords, _) = slides.layer_data(bare_file), slides.layer_data(slide_file)
+    other = viewer.add_image(data, **keywords)
+    region = regions.add_region_layer(viewer, other)
+    marked = viewer.add_points([[10, 20]], units=("um", "um"))
+    slides.calibrate(viewer, viewer.add_image(bare, **bare_words), 0.25)
+    for layer in (other, region, marked):
+        assert layer.scale == pytest.approx([1.0, 1.0])
+
+
 def test_removing_a_slide_gives_its_memory_and_its_file_back(viewer: Any, slide_layer: Image) -> None:
     slide = slides.slide_of(slide_layer)
     slides.CACHE.clear()

@@ -47,6 +47,28 @@ def test_what_is_no_slide_is_declined_silently_and_within_a_tenth_of_a_second(
     assert capfd.readouterr() == ("", "")
 
 
+def dicom(sop_class: bytes) -> bytes:
+    """A DICOM file's preamble and first element, with one SOP class."""
+    uid = sop_class + b"\0" * (len(sop_class) % 2)
+    return bytes(128) + b"DICM" + b"\x02\0\x02\0UI" + len(uid).to_bytes(2, "little") + uid + bytes(200)
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_a_dicom_slide_is_taken_where_openslide_is_installed_and_a_ct_never(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, installed: bool
+) -> None:
+    from importlib.machinery import ModuleSpec
+
+    from napari_msamil.slide import detect
+
+    found = ModuleSpec("openslide", None) if installed else None
+    monkeypatch.setattr(detect.importlib.util, "find_spec", lambda name: found)
+    (tmp_path / "slide.dcm").write_bytes(dicom(b"1.2.840.10008.5.1.4.1.1.77.1.6"))
+    (tmp_path / "ct.dcm").write_bytes(dicom(b"1.2.840.10008.5.1.4.1.1.2"))
+    assert (get_reader(str(tmp_path / "slide.dcm")) is not None) == installed
+    assert get_reader(str(tmp_path / "ct.dcm")) is None
+
+
 def test_a_slide_becomes_one_multiscale_layer_in_micrometres(slide_file: Path) -> None:
     reader = get_reader(str(slide_file))
     assert reader is not None
@@ -106,6 +128,7 @@ def test_the_manifest_offers_reader_panel_and_sample() -> None:
     manifest = PluginManifest.from_distribution("napari-msamil")
     found = manifest.contributions
     assert found.readers and found.widgets and found.sample_data  # noqa: PT018
+    assert {"*.dcm", "*.mrxs", "*.vms", "*.vmu"} <= set(found.readers[0].filename_patterns)
     for command in found.commands or []:
         module, _, name = str(command.python_name).partition(":")
         assert callable(getattr(importlib.import_module(module), name)), command.id
