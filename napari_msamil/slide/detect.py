@@ -29,6 +29,9 @@ SEGMENT_BYTES = 32 << 20
 STRIPS_PX = 16 << 20
 """An image in strips larger than this is decoded once, like a PNG, instead of whole rows for each patch."""
 
+DICOM_SLIDE = b"1.2.840.10008.5.1.4.1.1.77.1.6"
+"""SOP class of a whole-slide microscopy image; it stands in the first elements of the file, before the data."""
+
 GENERIC_PX = 100_000_000
 """A one-level TIFF without a scanner's mark counts as a slide from this size on."""
 
@@ -108,19 +111,27 @@ def _decode_once(backend: TiffBackend) -> bool:
 def is_slide_file(path: str | Path) -> bool:
     """Say within milliseconds whether a viewer should take a file for a slide; silent, never raises.
 
-    Files of slide scanners count; other TIFFs only if they are tiled RGB and either a pyramid or above 100 megapixels.
+    Files of slide scanners count; other TIFFs only if they are tiled RGB and either a pyramid or above 100 megapixels;
+    DICOM only if it is whole-slide microscopy, not a CT. MIRAX, Hamamatsu VMS and DICOM need OpenSlide.
     PNG and JPEG never do, although `open_slide` takes them: most of them are no slides.
     """
     try:
         path = Path(path)
         if path.suffix.lower() in OPENSLIDE_SUFFIXES:
             return path.is_file() and importlib.util.find_spec("openslide") is not None
-        if _head(path)[:4] not in TIFF_MAGICS:
-            return False
-        return _is_slide_tiff(path)
+        head = _head(path)
+        if head[:4] in TIFF_MAGICS:
+            return _is_slide_tiff(path)
+        return head[128:132] == b"DICM" and _is_slide_dicom(path)
     except Exception as error:  # asked about any file a user drops; whatever is wrong with it, it is no slide
         logger.debug("%s is not taken for a slide: %s", path, error)
         return False
+
+
+def _is_slide_dicom(path: Path) -> bool:
+    with path.open("rb") as file:
+        kind = file.read(2048)
+    return DICOM_SLIDE in kind and importlib.util.find_spec("openslide") is not None
 
 
 def _is_slide_tiff(path: Path) -> bool:
