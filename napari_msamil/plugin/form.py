@@ -12,7 +12,7 @@ from qtpy.QtWidgets import QGridLayout, QHBoxLayout, QLabel, QSizePolicy, QWidge
 
 from napari_msamil.inference.classify import Request
 from napari_msamil.plugin.regions import polygons
-from napari_msamil.plugin.slides import calibrate, mpp_of, slide_layers, slide_of
+from napari_msamil.plugin.slides import TOP, calibrate, mpp_of, slide_layers, slide_of, tag
 
 if TYPE_CHECKING:
     import napari.viewer
@@ -159,7 +159,8 @@ class Form(QWidget):
         return [(layer.name, layer) for layer in reversed(slide_layers(self._viewer))]
 
     def _regions(self, _: Any) -> list[tuple[str, Any]]:
-        shapes = [layer for layer in self._viewer.layers if isinstance(layer, napari.layers.Shapes)]
+        drawn = (layer for layer in self._viewer.layers if isinstance(layer, napari.layers.Shapes))
+        shapes = [layer for layer in drawn if tag(layer).get("role") != TOP]
         return [(WHOLE, None), *((layer.name, layer) for layer in shapes)]
 
     def _slide_changed(self) -> None:

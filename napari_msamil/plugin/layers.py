@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from napari_msamil.plugin.compat import overlay, show_colorbar
-from napari_msamil.plugin.slides import HEATMAP, KEY, LESION, tag
+from napari_msamil.plugin.slides import HEATMAP, KEY, LESION, TOP, tag
 
 if TYPE_CHECKING:
     import napari.layers
     import napari.viewer
+    from numpy.typing import NDArray
 
     from napari_msamil.inference.heatmap import Values
     from napari_msamil.inference.prediction import Prediction
@@ -22,6 +23,8 @@ from napari_msamil.inference.prediction import RESEARCH_USE
 
 COLORMAP = "viridis"  # perceptual, and unlike the pinks and violets of H&E
 LESION_COLOUR = (0.05, 0.85, 0.95, 1.0)
+TOP_COLOUR = (1.0, 0.85, 0.1, 1.0)
+TOP_COUNT = 10
 VALUE_NAMES = {
     "rank": "attention rank in this slide (0 lowest, 1 highest)",
     "relative": "attention relative to an average patch (1 = average)",
@@ -56,7 +59,8 @@ def place(
 def from_prediction(
     prediction: Prediction, slide_layer: napari.layers.Image, *, values: Values = "rank"
 ) -> list[LayerData]:
-    """Describe the layers of a result: one heatmap per scale, coarsest first, the finest visible; then the lesion mask.
+    """Describe the layers of a result: one heatmap per scale, coarsest first, the finest visible; the lesion mask;
+    outlines of the patches with most attention.
 
     Args:
         prediction: of the slide in `slide_layer`.
@@ -79,7 +83,7 @@ def from_prediction(
     }
     scales = reversed(range(len(prediction.table.scales)))
     maps = [_heatmap(prediction, slide_layer, scale, values, mark) for scale in scales]
-    return [*maps, (prediction.lesion_mask, mask, "labels")]
+    return [*maps, (prediction.lesion_mask, mask, "labels"), _top_patches(prediction, slide_layer, mark)]
 
 
 def _heatmap(
@@ -102,9 +106,59 @@ def _heatmap(
     return heatmap.array, keywords, "image"
 
 
+def _top_patches(prediction: Prediction, slide_layer: napari.layers.Image, mark: dict[str, Any]) -> LayerData:
+    """The patches with most attention, at most ten per scale, as outlines; those of the finest scale are shown."""
+    table = prediction.table
+    rows = [prediction.top_patches(scale, TOP_COUNT) for scale in range(len(table.scales))]
+    names = [table.scales[scale].name for scale, best in enumerate(rows) for _ in best]
+    boxes = [patch_box(prediction, int(row)) for best in rows for row in best]
+    keywords = {
+        "scale": slide_layer.scale,
+        "translate": slide_layer.translate,
+        "units": slide_layer.units,
+        "axis_labels": slide_layer.axis_labels,
+        "ndim": 2,
+        "name": f"{slide_layer.name} | top patches",
+        "shape_type": "rectangle",
+        "face_color": [0.0, 0.0, 0.0, 0.0],
+        "edge_color": _top_colours(names, table.scales[0].name),
+        "edge_width": [float(box[2, 0] - box[0, 0]) / 50 for box in boxes] or 1,
+        "features": {
+            "scale": names,
+            "rank": [place for best in rows for place in range(1, len(best) + 1)],
+            "attention": [float(prediction.attention[row]) for best in rows for row in best],
+        },
+        "metadata": {KEY: {**mark, "role": TOP, "shown": table.scales[0].name}},
+    }
+    return boxes, keywords, "shapes"
+
+
+def patch_box(prediction: Prediction, row: int) -> NDArray[np.float64]:
+    """Corners of one row's patch: (4, 2) float, (y, x) level-0 px from the first one's centre, as in napari."""
+    table = prediction.table
+    width, height = table.footprint(int(table.scale[row]))
+    x, y = table.grid[row] * (width, height) - 0.5
+    return np.array([[y, x], [y, x + width], [y + height, x + width], [y + height, x]])
+
+
+def _top_colours(names: list[str], shown: str | None) -> NDArray[np.float64] | list[float]:
+    """Edge colours that hide the outlines of every other scale."""
+    return np.array([[*TOP_COLOUR[:3], float(name == shown)] for name in names]) if names else list(TOP_COLOUR)
+
+
+def _outline_top(viewer: napari.viewer.Viewer) -> None:
+    """Let each slide's outlines be those of the scale whose heatmap is shown, or none."""
+    for layer in (a for a in viewer.layers if tag(a).get("role") == TOP):
+        maps = result_layers(viewer, tag(layer)["slide"], HEATMAP)
+        shown = next((tag(a)["scale"] for a in reversed(maps) if a.visible), None)
+        if tag(layer)["shown"] != shown and len(layer.data):
+            layer.edge_color = _top_colours(list(layer.features["scale"]), shown)
+            layer.metadata[KEY] = {**tag(layer), "shown": shown}
+
+
 def result_layers(viewer: napari.viewer.Viewer, slide_id: str, role: str | None = None) -> list[napari.layers.Layer]:
     """Layers of the result on the slide layer `slide_id`, bottom first; only those of one role if given."""
-    roles = (LESION, HEATMAP) if role is None else (role,)
+    roles = (LESION, HEATMAP, TOP) if role is None else (role,)
     return [a for a in viewer.layers if tag(a).get("slide") == slide_id and tag(a).get("role") in roles]
 
 
@@ -118,7 +172,7 @@ def show(
     """Lay a result on its slide, in place of an earlier one; the camera stays where it is.
 
     Returns:
-        The new layers: heatmaps, coarsest first, then the lesion mask.
+        The new layers: heatmaps, coarsest first, then the lesion mask, then the patches with most attention.
     """
     import napari.layers
 
@@ -128,6 +182,7 @@ def show(
         layer = napari.layers.Layer.create(data, keywords, kind)
         if kind == "labels":
             layer.contour = 2  # an outline lets one see the tissue
+        if kind != "image":
             layer.editable = False
         added.append(viewer.add_layer(layer))
     maps = [layer for layer in added if tag(layer)["role"] == HEATMAP]
@@ -184,7 +239,11 @@ def set_values(viewer: napari.viewer.Viewer, slide_id: str, prediction: Predicti
 
 
 def mark_view(viewer: napari.viewer.Viewer) -> None:
-    """Write on the canvas what a visible heatmap shows and that it is for research; clear it where none is shown."""
+    """Write on the canvas what a visible heatmap shows and that it is for research; clear it where none is shown.
+
+    The outlines of the patches with most attention follow the heatmap.
+    """
+    _outline_top(viewer)
     shown = [a for a in viewer.layers if tag(a).get("role") in (LESION, HEATMAP) and a.visible]
     maps = [a for a in shown if tag(a)["role"] == HEATMAP]
     for layer in (a for a in viewer.layers if tag(a).get("role") == HEATMAP):

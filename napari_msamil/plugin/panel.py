@@ -54,6 +54,7 @@ class MilPanel(QScrollArea):
         self._closed = False
         self._asked = ""
         self._preparing: list[str] = []
+        self._visited: tuple[tuple[str, int], int] = ("", 0), 0  # slide and scale of the last patch shown, its place
         self.form = Form(viewer)
         self.result = ResultView()
         self.run_button = PushButton(text="Classify")
@@ -101,6 +102,7 @@ class MilPanel(QScrollArea):
         self.result.scale_chosen.connect(self._show_scale)
         self.result.values_chosen.connect(self._show_values)
         self.result.opacity_chosen.connect(self._show_opacity)
+        self.result.next_asked.connect(self._show_next)
         self.result.save_asked.connect(self._ask_where_to_save)
         watch(self._viewer)
         events = self._viewer.layers.events
@@ -233,6 +235,8 @@ class MilPanel(QScrollArea):
         layer = self._run_layer
         self._end_run()
         self._results[tag(layer)["slide"]] = prediction
+        self._visited = ("", 0), 0
+        self.result.place.setText("")
         layers.show(self._viewer, layer, prediction, values=self.result.values.value)
         self._say("")
         self.form.choose(layer)
@@ -274,6 +278,25 @@ class MilPanel(QScrollArea):
 
     def _show_scale(self, name: str) -> None:
         layers.show_scale(self._viewer, self._slide_id(), None if name == OFF else name)
+
+    def _show_next(self) -> None:
+        """Centre the next patch of the shown scale, most attention first, at its own magnification."""
+        layer, prediction = self.form.layer, self._results[self._slide_id()]
+        names = [scale.name for scale in prediction.table.scales]
+        shown = self._shown_scale()
+        scale = names.index(shown) if shown in names else 0
+        best = prediction.top_patches(scale, layers.TOP_COUNT)
+        if layer is None or not len(best):
+            self.result.place.setText("No patch at this scale")
+            return
+        before, place = self._visited
+        place = (place + 1) % len(best) if before == (self._slide_id(), scale) else 0
+        self._visited = (self._slide_id(), scale), place
+        view = compat.camera(self._viewer)
+        view.center = tuple(layer.data_to_world(layers.patch_box(prediction, int(best[place])).mean(axis=0)))
+        view.zoom = 1 / prediction.table.scales[scale].mpp  # one pixel of the screen is one of the patch
+        rank = f"{place + 1} of {len(best)} at {names[scale]}"
+        self.result.place.setText(rank)
 
     def _show_values(self, values: Any) -> None:
         layers.set_values(self._viewer, self._slide_id(), self._results[self._slide_id()], values)

@@ -24,12 +24,14 @@ class ResultView(QWidget):
         scale_chosen(str): name of the heatmap to show, or "Off".
         values_chosen(str): "rank" or "relative".
         opacity_chosen(float): 0..1.
+        next_asked(): go to the next patch that mattered.
         save_asked().
     """
 
     scale_chosen = Signal(str)
     values_chosen = Signal(str)
     opacity_chosen = Signal(float)
+    next_asked = Signal()
     save_asked = Signal()
 
     def __init__(self, parent: QWidget | None = None) -> None:
@@ -40,7 +42,7 @@ class ResultView(QWidget):
         font.setPointSizeF(font.pointSizeF() * 1.35)
         font.setBold(True)
         self.headline.setFont(font)
-        self.notice = QLabel(RESEARCH_USE)
+        self.notice = QLabel()
         self.notice.setWordWrap(True)
         self.warning = QLabel()
         self.warning.setWordWrap(True)
@@ -58,11 +60,16 @@ class ResultView(QWidget):
             tooltip="Rank: share of all patches with less attention. Relative: 1 is an average patch.",
         )
         self.opacity = FloatSlider(value=0.5, min=0.0, max=1.0, tooltip="How much the heatmap covers the tissue")
+        self.next = PushButton(
+            text="Next patch", tooltip="Go to the patch with most attention at this scale, then to the next, ten in all"
+        )
+        self.place = QLabel()
         self.save = PushButton(text="Save result …", tooltip="Write tables, outlines, heatmaps and an overview")
         self._lay_out()
         self.scale.changed.connect(self.scale_chosen.emit)
         self.values.changed.connect(self.values_chosen.emit)
         self.opacity.changed.connect(self.opacity_chosen.emit)
+        self.next.changed.connect(self.next_asked.emit)
         self.save.changed.connect(self.save_asked.emit)
         self.back.changed.connect(lambda: self.step(-1))
         self.forward.changed.connect(lambda: self.step(1))
@@ -88,6 +95,8 @@ class ResultView(QWidget):
         maps.addWidget(self.values.native, 1, 1)
         maps.addWidget(QLabel("Opacity"), 2, 0)
         maps.addWidget(self.opacity.native, 2, 1)
+        maps.addWidget(self.next.native, 3, 0)
+        maps.addWidget(self.place, 3, 1)
         column.addLayout(maps)
         column.addWidget(self.facts)
         column.addWidget(self.save.native)
@@ -106,6 +115,7 @@ class ResultView(QWidget):
         """Fill in a result; `scale`, `values` and `opacity` say how its maps are shown now."""
         best = float(prediction.probabilities.max())
         self.headline.setText(f"{prediction.predicted}  {percent(best)}")
+        self.notice.setText(f"Said by the model {prediction.model_name}. {RESEARCH_USE}")
         self._fill_bars(prediction)
         with self.scale.changed.blocked(), self.values.changed.blocked(), self.opacity.changed.blocked():
             names = [s.name for s in reversed(prediction.table.scales)]  # coarse to fine, as one zooms in

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 KEY = "msamil"
-SLIDE, LESION, HEATMAP, REGION = "slide", "lesion", "heatmap", "region"
+SLIDE, LESION, HEATMAP, TOP, REGION = "slide", "lesion", "heatmap", "top patches", "region"
 
 # One budget for the process, whatever the number of slides: a view of 1024-px blocks on a large screen and its
 # surroundings take about 200 MB. napari's own cache (25 % of memory, never given back, not thread-safe) is not used.

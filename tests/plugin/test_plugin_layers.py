@@ -43,7 +43,7 @@ def edges(layer: Any) -> np.ndarray:
 
 
 def test_the_lesion_mask_covers_the_slide_exactly(viewer: Any, slide_layer: Image, prediction: Prediction) -> None:
-    mask = layers.show(viewer, slide_layer, prediction)[-1]
+    mask = layers.show(viewer, slide_layer, prediction)[-2]
     assert isinstance(mask, Labels)
     assert np.allclose(edges(mask), edges(slide_layer), atol=1e-6)
     assert mask.data.dtype == np.uint8
@@ -71,7 +71,7 @@ def test_every_heatmap_cell_lies_on_its_patch(
 
 
 def test_heatmaps_look_the_same_for_every_slide(viewer: Any, slide_layer: Image, prediction: Prediction) -> None:
-    *maps, _ = layers.show(viewer, slide_layer, prediction)
+    *maps, _, _ = layers.show(viewer, slide_layer, prediction)
     for layer in maps:
         assert layer.data.dtype == np.float32
         assert tuple(layer.contrast_limits) == (0.0, 1.0)
@@ -84,9 +84,43 @@ def test_heatmaps_look_the_same_for_every_slide(viewer: Any, slide_layer: Image,
 
 
 def test_patches_never_looked_at_are_transparent(viewer: Any, slide_layer: Image, prediction: Prediction) -> None:
-    *_, finest, _ = layers.show(viewer, slide_layer, prediction)
+    *_, finest, _, _ = layers.show(viewer, slide_layer, prediction)
     assert np.isnan(finest.data).any(), "the sample has glass between its tissue"
     assert finest.colormap.map(np.array([np.nan]))[0, 3] == 0
+
+
+def test_the_patches_with_most_attention_are_outlined_where_they_are(
+    viewer: Any, slide_layer: Image, prediction: Prediction
+) -> None:
+    top = layers.show(viewer, slide_layer, prediction)[-1]
+    table = prediction.table
+    rows = np.concatenate([prediction.top_patches(scale, 10) for scale in range(3)])
+    assert len(top.data) == len(rows) <= 30
+    assert top.features["attention"].to_list() == pytest.approx(prediction.attention[rows].tolist())
+    assert top.features["scale"].to_list() == [table.scales[int(i)].name for i in table.scale[rows]]
+    assert top.features["rank"].to_list()[:3] == [1, 2, 3]
+    for row, box in zip(rows, top.data, strict=True):
+        size = np.array(table.footprint(int(table.scale[row])))
+        level0 = np.array([slide_layer.world_to_data(top.data_to_world(corner))[::-1] for corner in box]) + 0.5
+        assert level0.min(axis=0) == pytest.approx(table.grid[row] * size)
+        assert level0.max(axis=0) == pytest.approx((table.grid[row] + 1) * size)
+    assert not top.editable
+
+
+def test_only_the_outlines_of_the_shown_scale_can_be_seen(
+    viewer: Any, slide_layer: Image, prediction: Prediction
+) -> None:
+    top = layers.show(viewer, slide_layer, prediction)[-1]
+
+    def seen() -> set[str]:
+        return set(top.features["scale"][top.edge_color[:, 3] > 0])
+
+    assert seen() == {"10x"}
+    assert (top.face_color[:, 3] == 0).all()
+    layers.show_scale(viewer, slides.tag(slide_layer)["slide"], "2.5x")
+    assert seen() == {"2.5x"}
+    layers.show_scale(viewer, slides.tag(slide_layer)["slide"], None)
+    assert seen() == set()
 
 
 def test_all_layers_stay_in_micrometres(viewer: Any, slide_layer: Image, prediction: Prediction) -> None:
@@ -99,7 +133,7 @@ def test_all_layers_stay_in_micrometres(viewer: Any, slide_layer: Image, predict
 def test_a_second_result_replaces_the_first(viewer: Any, slide_layer: Image, prediction: Prediction) -> None:
     first = layers.show(viewer, slide_layer, prediction)
     second = layers.show(viewer, slide_layer, prediction)
-    assert len(viewer.layers) == 5
+    assert len(viewer.layers) == 6
     assert not set(first) & set(viewer.layers)
     assert {slides.tag(a)["run"] for a in second} != {slides.tag(a)["run"] for a in first}
 
@@ -133,7 +167,7 @@ def test_the_canvas_says_what_is_shown_and_that_it_is_for_research(
 def test_the_canvas_text_follows_the_eye_icons_and_removal(
     viewer: Any, slide_layer: Image, prediction: Prediction
 ) -> None:
-    coarsest, middle, finest, mask = layers.show(viewer, slide_layer, prediction)
+    coarsest, middle, finest, mask, _ = layers.show(viewer, slide_layer, prediction)
     text = compat.overlay(viewer, "text")
     finest.visible = False
     assert "attention" not in text.text
@@ -154,7 +188,7 @@ def test_the_canvas_text_follows_the_eye_icons_and_removal(
 def test_relative_values_have_a_fixed_scale_of_their_own(
     viewer: Any, slide_layer: Image, prediction: Prediction
 ) -> None:
-    *_, finest, _ = layers.show(viewer, slide_layer, prediction)
+    *_, finest, _, _ = layers.show(viewer, slide_layer, prediction)
     layers.set_values(viewer, slides.tag(slide_layer)["slide"], prediction, "relative")
     assert tuple(finest.contrast_limits) == prediction.heatmap(0, values="relative").limits
     assert np.array_equal(finest.data, prediction.heatmap(0, values="relative").array, equal_nan=True)

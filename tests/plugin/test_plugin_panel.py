@@ -65,12 +65,14 @@ def test_a_click_classifies_and_shows_mask_and_one_map_per_scale(
     run(panel, qtbot)
     assert layer_names(viewer) == [
         "square", "square | attention 2.5x", "square | attention 5x", "square | attention 10x", "square | lesion",
+        "square | top patches",
     ]  # fmt: skip
     assert not panel.result.isHidden()
     assert [str(unit) for unit in viewer.layers.extent.units] == ["micrometer", "micrometer"]
     said = texts(panel)
     assert RESEARCH_USE in said
     assert "Device: cpu" in said
+    assert f"model {panel.result_of(viewer.layers['square']).model_name}." in said
     assert "benign" in said
     assert "malignant" in said
     assert panel.result.headline.text().split()[0] in ("benign", "malignant")
@@ -177,8 +179,8 @@ def test_a_renamed_slide_is_still_the_slide(panel: Any, viewer: Any, slide_file:
     viewer.layers[-1].name = "my map"
     layer.name = "case 8"
     run(panel, qtbot)
-    assert len(viewer.layers) == 5
-    assert layer_names(viewer)[-1] == "case 8 | lesion"
+    assert len(viewer.layers) == 6
+    assert layer_names(viewer)[-1] == "case 8 | top patches"
 
 
 def test_two_slides_keep_their_results_apart(panel: Any, viewer: Any, make_slide: Any, qtbot: Any) -> None:
@@ -188,7 +190,7 @@ def test_two_slides_keep_their_results_apart(panel: Any, viewer: Any, make_slide
     assert panel.form.layer == second
     assert panel.result.isHidden(), "the second slide has no result yet"
     run(panel, qtbot)
-    assert len(viewer.layers) == 10
+    assert len(viewer.layers) == 12
     panel.form.choose(first)
     assert not panel.result.isHidden()
     viewer.layers.remove(second)
@@ -252,6 +254,25 @@ def test_the_scale_box_follows_the_eye_icon_and_removal(panel: Any, viewer: Any,
     assert panel.result.scale.value == "2.5x"
     viewer.layers.remove("square | attention 2.5x")
     assert panel.result.scale.value == "Off"
+
+
+def test_the_next_button_walks_through_the_patches_with_most_attention(
+    panel: Any, viewer: Any, slide_file: Path, qtbot: Any
+) -> None:
+    layer = panel.open_slide(slide_file)
+    run(panel, qtbot)
+    prediction, camera = panel.result_of(layer), compat.camera(viewer)
+    assert [choice for choice in panel.form.region.choices if choice is not None] == [], "outlines are no regions"
+    for name, scale in (("10x", 0), ("2.5x", 2)):
+        panel.result.scale.value = name
+        best = prediction.top_patches(scale, 10)
+        size = np.array(prediction.table.footprint(scale))
+        for place in [*range(len(best)), 0]:
+            panel.result.next.native.click()
+            centre = (prediction.table.grid[best[place]] + 0.5) * size - 0.5
+            assert camera.center[-2:] == pytest.approx(centre[::-1] * layer.scale)
+            assert camera.zoom == pytest.approx(1 / prediction.table.scales[scale].mpp)
+            assert panel.result.place.text() == f"{place + 1} of {len(best)} at {name}"
 
 
 def test_values_and_opacity_change_all_maps(panel: Any, viewer: Any, slide_file: Path, qtbot: Any) -> None:
@@ -432,5 +453,5 @@ def test_the_view_pans_while_a_classification_reads_the_same_slide(
         qtbot.wait(5)
         turns += 1
     assert not panel.result.isHidden(), panel.status.text()
-    assert len(viewer.layers) == 5
+    assert len(viewer.layers) == 6
     panel.shut_down()
