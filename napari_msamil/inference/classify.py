@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from napari_msamil.models.model import Model
 
+FEW_PATCHES = 10  # a result that rests on fewer says so
 REGION_PX = 2048  # longest side of the mask that a drawn region is filled into
 
 
@@ -144,6 +145,8 @@ def classify_steps(request: Request) -> Generator[Progress, None, Prediction]:
         yield Progress("aggregate", 0, 1)
         probabilities, attention = _aggregate(model, table, features, errors)
         notes = list(slide.warnings)
+        if len(table) < FEW_PATCHES:
+            notes.append(f"the result rests on {len(table)} patch{'es' if len(table) > 1 else ''} only")
         if errors:
             notes.append(f"{len(errors)} of {len(table)} patches could not be read and were left out")
         if request.region is not None:

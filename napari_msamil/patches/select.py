@@ -79,7 +79,7 @@ def select_rows(
     if on_empty == "topk" and len(candidates):
         order = np.argsort(-table.lesion[candidates], kind="stable")  # ties: the earlier row, the same on every machine
         taken = np.sort(candidates[order[:k]])
-        return Selection(taken, f"{missed}: took the {len(taken)} patches with the largest")
+        return Selection(taken, f"{missed}: took the {len(taken)} with the largest")
     if not len(candidates):
         missed = "no tissue patch had any lesion"
     return Selection(tissue, f"{missed}: took all {len(tissue)} tissue patches")

@@ -78,7 +78,7 @@ def test_topk_takes_the_patches_with_the_most_lesion_on_tissue() -> None:
     table = table_with(lesion=[0.2, 0.6, 0.5, 0.6, 0.0], tissue=[1, 1, 1, 0.4, 1])
     selection = select(table)
     assert selection.rows.tolist() == [1, 2]
-    assert selection.fallback == "no tissue patch had a lesion fraction above 0.70: took the 2 patches with the largest"
+    assert selection.fallback == "no tissue patch had a lesion fraction above 0.70: took the 2 with the largest"
     assert select(table, k=16).rows.tolist() == [0, 1, 2]
 
 
