@@ -122,7 +122,7 @@ def _top_patches(prediction: Prediction, slide_layer: napari.layers.Image, mark:
         "shape_type": "rectangle",
         "face_color": [0.0, 0.0, 0.0, 0.0],
         "edge_color": _top_colours(names, table.scales[0].name),
-        "edge_width": [float(box[2, 0] - box[0, 0]) / 50 for box in boxes] or 1,
+        "edge_width": [float(box[2, 0] - box[0, 0]) / 80 for box in boxes] or 1,
         "features": {
             "scale": names,
             "rank": [place for best in rows for place in range(1, len(best) + 1)],

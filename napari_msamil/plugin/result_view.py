@@ -115,7 +115,7 @@ class ResultView(QWidget):
         """Fill in a result; `scale`, `values` and `opacity` say how its maps are shown now."""
         best = float(prediction.probabilities.max())
         self.headline.setText(f"{prediction.predicted}  {percent(best)}")
-        self.notice.setText(f"Said by the model {prediction.model_name}. {RESEARCH_USE}")
+        self.notice.setText(f"Model: {prediction.model_name}\n{RESEARCH_USE}")
         self._fill_bars(prediction)
         with self.scale.changed.blocked(), self.values.changed.blocked(), self.opacity.changed.blocked():
             names = [s.name for s in reversed(prediction.table.scales)]  # coarse to fine, as one zooms in
@@ -159,14 +159,13 @@ def percent(probability: float) -> str:
 
 
 def facts(prediction: Prediction) -> str:
-    """Model, patches per scale, areas, device and time, one per line."""
+    """Patches per scale, areas, device and time, one per line."""
     table = prediction.table
     counts = " · ".join(f"{s.name} {int((table.scale == i).sum())}" for i, s in enumerate(table.scales))
     return "\n".join([
         f"Patches: {counts}",
         f"{prediction.lesion_label.capitalize()}: {prediction.lesion_area_mm2:.3g} mm²",
         f"Tissue: {prediction.tissue_area_mm2:.3g} mm²",
-        f"Model: {prediction.model_name}",
         f"Device: {prediction.device}, {prediction.precision} ({prediction.device_reason})",
         f"Time: {prediction.seconds['total']:.1f} s",
     ])  # fmt: skip

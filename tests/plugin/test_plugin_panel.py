@@ -72,7 +72,7 @@ def test_a_click_classifies_and_shows_mask_and_one_map_per_scale(
     said = texts(panel)
     assert RESEARCH_USE in said
     assert "Device: cpu" in said
-    assert f"model {panel.result_of(viewer.layers['square']).model_name}." in said
+    assert said.count(f"Model: {panel.result_of(viewer.layers['square']).model_name}") == 1
     assert "benign" in said
     assert "malignant" in said
     assert panel.result.headline.text().split()[0] in ("benign", "malignant")
