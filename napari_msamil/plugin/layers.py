@@ -75,7 +75,7 @@ def from_prediction(
     clear = (0.0, 0.0, 0.0, 0.0)
     mask = {
         **place(slide_layer, downsample),
-        "name": f"{slide_layer.name} | {prediction.lesion_label}",
+        "name": f"{slide_layer.name} | lesion",
         "colormap": DirectLabelColormap(color_dict={None: clear, 0: clear, 1: LESION_COLOUR}),
         "opacity": 0.8,
         "blending": "translucent_no_depth",
