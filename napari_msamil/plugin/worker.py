@@ -6,7 +6,7 @@ import logging
 import sys
 import threading
 import time
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,8 +35,11 @@ class _Outcome:
     error: Exception | None = None
 
 
-def _steps(request: Request, stop: threading.Event) -> Generator[Progress, None, _Outcome]:
+def _steps(request: Request, stop: threading.Event, files: ExitStack) -> Generator[Progress, None, _Outcome]:
     """Run a classification until it ends or is told to stop; it closes its files in its own thread.
+
+    Where napari itself drops the worker, as it does when the window closes, this is left at a yield for good: then
+    whoever owns ``files`` closes them.
 
     Errors are returned, not raised: napari's worker takes a RuntimeError, which is what torch raises, for a sign that
     the worker itself was deleted, and then says nothing to anyone.
@@ -45,7 +48,8 @@ def _steps(request: Request, stop: threading.Event) -> Generator[Progress, None,
 
     step_back(CLASSIFY)
     try:
-        with closing(classify_steps(request)) as steps:
+        with files:
+            steps = files.enter_context(closing(classify_steps(request)))
             while not stop.is_set():
                 try:
                     progress = next(steps)
@@ -75,7 +79,10 @@ class Run(QObject):
         self._stop = threading.Event()
         self._silent = False
         self._outcome = _Outcome()
-        self._worker = create_worker(_steps, request, self._stop, _start_thread=False, _ignore_errors=True)
+        self._files = ExitStack()
+        self._worker = create_worker(
+            _steps, request, self._stop, self._files, _start_thread=False, _ignore_errors=True
+        )
         self._worker.yielded.connect(self._on_yielded)
         self._worker.returned.connect(self._on_returned)
         self._worker.finished.connect(self._on_finished)
@@ -103,6 +110,7 @@ class Run(QObject):
         self._outcome = outcome
 
     def _on_finished(self) -> None:
+        self._files.close()
         error, prediction = self._outcome.error, self._outcome.prediction
         if self._silent:
             return
