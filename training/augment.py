@@ -9,10 +9,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
-DENSITY = (0.25, 1.15)
-"""Range of the factor on optical density. Fields photographed through a microscope, as EBHI-Seg's, are two to three
-times denser than what slide scanners make of the same stains, so most of the range lies below 1."""
-
 
 @dataclass(frozen=True)
 class Look:
@@ -34,7 +30,7 @@ class Look:
 def random_look(rng: np.random.Generator, *, strength: float = 1.0) -> Look:
     """A random look; ``strength`` 0 leaves pixels as they are, up to rounding."""
     stain = np.eye(3) + strength * rng.normal(0, 0.09, (3, 3))
-    stain *= np.exp(strength * rng.uniform(*np.log(DENSITY))) * np.exp(strength * rng.normal(0, 0.10, (3, 1)))
+    stain *= np.exp(strength * rng.normal(0, 0.22)) * np.exp(strength * rng.normal(0, 0.10, (3, 1)))
     return Look(
         stain.astype(np.float32),
         light=1 + strength * float(rng.uniform(-0.08, 0.04)),
@@ -43,8 +39,9 @@ def random_look(rng: np.random.Generator, *, strength: float = 1.0) -> Look:
     )
 
 
-def apply_looks(pixels: NDArray[np.uint8], looks: Sequence[Look], *, generator: torch.Generator) -> Tensor:
-    """Pixels (B, H, W, 3) uint8, each picture under its own look: float32 in 0..1, same layout."""
+def apply_look(pixels: NDArray[np.uint8], look: Look | Sequence[Look], *, generator: torch.Generator) -> Tensor:
+    """Pixels (B, H, W, 3) uint8, all under one look or each under its own: float32 in 0..1, same layout."""
+    looks = [look] * len(pixels) if isinstance(look, Look) else look
     x = torch.from_numpy(pixels.astype(np.float32)) / 255
     stains = torch.from_numpy(np.stack([look.stain for look in looks]))
     light, blur, noise = (
@@ -59,19 +56,4 @@ def apply_looks(pixels: NDArray[np.uint8], looks: Sequence[Look], *, generator: 
         smooth = avg_pool2d(some, 3, stride=1, padding=1, count_include_pad=False)
         x[soft] = (some + blur[soft] * (smooth - some)).permute(0, 2, 3, 1)
     x = x + noise * torch.randn(x.shape, generator=generator)
-    return x.clamp(0, 1)
-
-
-def apply_look(pixels: NDArray[np.uint8], look: Look, *, generator: torch.Generator) -> Tensor:
-    """Pixels (B, H, W, 3) uint8 as they would look: float32 in 0..1, same layout."""
-    x = torch.from_numpy(pixels.astype(np.float32)) / 255
-    density = -torch.log(x.clamp(min=1 / 255))
-    density = (density @ torch.from_numpy(look.stain).T).clamp(min=0)
-    x = look.light * torch.exp(-density)
-    if look.blur:
-        channels_first = x.permute(0, 3, 1, 2)
-        smooth = avg_pool2d(channels_first, 3, stride=1, padding=1, count_include_pad=False)
-        x = torch.lerp(channels_first, smooth, look.blur).permute(0, 2, 3, 1)
-    if look.noise:
-        x = x + look.noise * torch.randn(x.shape, generator=generator)
     return x.clamp(0, 1)

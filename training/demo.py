@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from napari_msamil.inference.engine import tune_allocator
+from napari_msamil.inference.engine import in_parallel, tune_allocator
 from napari_msamil.models.bag import Bag
 from napari_msamil.models.card import Card
 from napari_msamil.models.model import Model, build_model, load_model, save_model
@@ -23,9 +23,9 @@ from napari_msamil.models.model import Model, build_model, load_model, save_mode
 from .augment import random_look
 from .datasets.ebhi_seg import Case, compose_case, read_cases, split_cases
 from .end_to_end import SlideData, train_end_to_end, train_on_patches
-from .loop import Plan, load_best
-from .mil import bag_of, digest, side_by_side, train_aggregator
-from .recipe import STAGES, TRAINING_FOLDS, VALIDATION_SHARE, Recipe, demo_card
+from .loop import Plan
+from .mil import bag_of, digest, train_aggregator
+from .recipe import SLIDES_AT_ONCE, STAGES, TRAINING_FOLDS, VALIDATION_SHARE, Recipe, demo_card
 from .report import evaluate, finished_card
 from .segmentation import SegmentData, drawn_slide, train_segmenter
 
@@ -38,7 +38,7 @@ def make_demo(
     *,
     recipe: Recipe,
     resume: bool = False,
-    stages: Sequence[str] = STAGES,
+    until: str = STAGES[-1],
     command: str = "",
     card: Card | None = None,
 ) -> Path:
@@ -48,8 +48,8 @@ def make_demo(
         data: EBHI-Seg folder with index.csv, images and masks.
         out: Model file to write; checkpoints go to a folder beside it, named after it.
         recipe: How much work.
-        resume: Continue from the checkpoints.
-        stages: Those to run; others are taken from their checkpoints. Without "evaluate" no file is written.
+        resume: Continue from the checkpoints; a stage that is finished is not run again.
+        until: Last stage to run; no file is written before "evaluate".
         command: Written on the card.
         card: The network, if not that of `demo_card`.
 
@@ -59,8 +59,8 @@ def make_demo(
     folder = out.with_suffix(".run")
     model = build_model(card or demo_card(), seed=recipe.seed)
     training, validation = split_cases(read_cases(data, TRAINING_FOLDS), share=VALIDATION_SHARE, seed=recipe.seed)
-    chosen = train_stages(model, training, validation, recipe=recipe, folder=folder, resume=resume, stages=stages)
-    if "evaluate" not in stages:
+    chosen = train_stages(model, training, validation, recipe=recipe, folder=folder, resume=resume, until=until)
+    if until != "evaluate":
         return out
     frozen = folder / "frozen.safetensors"
     save_model(model, frozen, half=True, overwrite=True)
@@ -79,28 +79,25 @@ def train_stages(
     recipe: Recipe,
     folder: Path,
     resume: bool,
-    stages: Sequence[str],
+    until: str,
 ) -> dict[str, Any]:
-    """Run the stages asked for, in order, and return the validation score of each."""
+    """Run the stages in order and return the validation score of each."""
+    stages = STAGES[: STAGES.index(until) + 1]
     chosen: dict[str, Any] = {}
     sides = (recipe.cells, recipe.cells * 3 // 2)
     slides, held = SlideData(training, recipe.drawn, sides), SlideData(validation, recipe.drawn, sides)
-    for stage, modules in _trained(model).items():  # what other runs have done already
-        if stage not in stages:
-            load_best(stage, modules, folder)
-    if "segment" in stages:
-        plan = Plan("segment", recipe.segment, 2e-3, score_every=50, seed=recipe.seed)
-        state = train_segmenter(
-            model,
-            SegmentData(training, recipe.thumbnail_px, recipe.drawn),
-            SegmentData(validation, recipe.thumbnail_px, recipe.drawn),
-            plan=plan,
-            folder=folder,
-            batch=recipe.batches[0],
-            thumbnails=recipe.thumbnails,
-            resume=resume,
-        )
-        chosen["lesion IoU on thumbnails"] = state.best_score
+    plan = Plan("segment", recipe.segment, 2e-3, score_every=50, seed=recipe.seed)
+    state = train_segmenter(
+        model,
+        SegmentData(training, recipe.thumbnail_px, recipe.drawn),
+        SegmentData(validation, recipe.thumbnail_px, recipe.drawn),
+        plan=plan,
+        folder=folder,
+        batch=recipe.batches[0],
+        thumbnails=recipe.thumbnails,
+        resume=resume,
+    )
+    chosen["lesion IoU on thumbnails"] = state.best_score
     if "patches" in stages:
         plan = Plan("patches", recipe.patches, 2e-3, weight_decay=0.02, score_every=200, seed=recipe.seed)
         state = train_on_patches(
@@ -129,16 +126,6 @@ def train_stages(
     return {key: round(value, 4) for key, value in chosen.items()}
 
 
-def _trained(model: Model) -> dict[str, dict[str, torch.nn.Module]]:
-    """The modules that each stage leaves its best weights in."""
-    return {
-        "segment": {"segmenter": model.segmenter},
-        "patches": {"extractor": model.extractor},
-        "end-to-end": {"extractor": model.extractor, "aggregator": model.aggregator},
-        "mil": {"aggregator": model.aggregator},
-    }
-
-
 def _bags(
     model: Model, training: Sequence[Case], validation: Sequence[Case], recipe: Recipe, folder: Path
 ) -> tuple[list[tuple[Bag, int]], list[tuple[Bag, int]]]:
@@ -159,7 +146,7 @@ def _bags(
         _log.info("bag %d of %d: %d patches", k + 1, len(cases) + recipe.drawn, len(bag))
         return bag, label
 
-    bags = side_by_side(one, len(cases) + recipe.drawn)
+    bags = list(in_parallel(one, range(len(cases) + recipe.drawn), SLIDES_AT_ONCE))
     return bags[: len(training)] + bags[len(cases) :], bags[len(training) : len(cases)]
 
 
@@ -170,9 +157,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="model file to write (.safetensors)")
     parser.add_argument("--resume", action="store_true", help="continue from the checkpoints beside the model file")
     parser.add_argument("--minutes", type=float, default=60, help="size of the work: minutes on two free cores")
-    parser.add_argument(
-        "--stages", nargs="+", choices=STAGES, default=STAGES, help="only these; the rest from checkpoints"
-    )
+    parser.add_argument("--until", choices=STAGES, default=STAGES[-1], help="last stage to run; go on with --resume")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     chosen = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
@@ -186,7 +171,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         chosen.out,
         recipe=Recipe().sized(chosen.minutes),
         resume=chosen.resume,
-        stages=chosen.stages,
+        until=chosen.until,
         command=command,
     )
 

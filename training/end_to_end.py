@@ -21,7 +21,7 @@ from napari_msamil.models.model import Model
 from napari_msamil.patches.grid import PatchTable
 from napari_msamil.patches.select import tissue_rows
 
-from .augment import apply_look, apply_looks, random_look
+from .augment import apply_look, random_look
 from .datasets.compose import ComposedSlide, compose
 from .datasets.ebhi_seg import ADENOCARCINOMA, FIELD_MPP, TISSUES, Case, compose_case, load_cell
 from .evaluate import auc
@@ -104,7 +104,7 @@ def train_on_patches(
         patches = [_random_patch(bank, data.drawn, rng, card.scales_mpp, px) for rng in rngs]
         pixels = np.stack([patch.pixels for patch in patches])
         generator = torch.Generator().manual_seed(number)
-        seen = apply_looks(pixels, [random_look(rng, strength=0.8) for rng in rngs], generator=generator)
+        seen = apply_look(pixels, [random_look(rng, strength=0.8) for rng in rngs], generator=generator)
         sized = interpolate(seen.permute(0, 3, 1, 2), (crop_px, crop_px), mode="bilinear").permute(0, 2, 3, 1)
         return sized, torch.from_numpy(np.stack([patch.shares for patch in patches]))
 

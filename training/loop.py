@@ -138,15 +138,6 @@ def train(
     return state
 
 
-def load_best(name: str, modules: Mapping[str, nn.Module], folder: Path) -> bool:
-    """Put the best weights of a stage that ran before into modules; False if it has no checkpoint."""
-    file = folder / f"{name}.pt"
-    if file.exists():
-        best: dict[str, dict[str, Tensor]] = torch.load(file, weights_only=True)["best"]
-        _restore(modules, best)
-    return file.exists()
-
-
 def _groups(modules: Mapping[str, nn.Module], plan: Plan, rates: Mapping[str, float]) -> list[dict[str, Any]]:
     groups = []
     for name, module in modules.items():

@@ -1,12 +1,9 @@
 """Stage "mil": features of all lesion patches once, then the aggregator alone on whole bags (MsaMIL-Net's stage 2)."""
 
 import hashlib
-import os
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -25,8 +22,6 @@ from .end_to_end import make_bag
 from .evaluate import auc
 from .loop import Plan, State, train
 from .patches import cut_patches, table_of, thumbnail
-
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -93,13 +88,6 @@ def bag_of(
         found = extract(model, slide, look=look, seed=seed)
         save_bag(make_bag(found.features, found.table), file, provenance={"weights": weights, "seed": seed})
     return load_bag(file)
-
-
-def side_by_side(function: Callable[[int], Result], count: int) -> list[Result]:
-    """``[function(0), ..., function(count - 1)]``, worked off by one thread per core with one torch thread each."""
-    workers = min(os.cpu_count() or 1, 8)
-    with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        return list(pool.map(function, range(count)))
 
 
 def train_aggregator(

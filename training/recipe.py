@@ -1,9 +1,9 @@
 """The demo model's recipe: its network, and how much work goes into it."""
 
+import os
 from dataclasses import dataclass, replace
 
 from napari_msamil.models.card import Card, preset_card
-from napari_msamil.models.configs import ExtractorConfig, SegmenterConfig
 
 from .datasets.ebhi_seg import CLASSES
 from .segmentation import DRAWN
@@ -11,6 +11,7 @@ from .segmentation import DRAWN
 TRAINING_FOLDS = (0, 1, 2)
 TEST_FOLD = 3
 VALIDATION_SHARE = 0.2
+SLIDES_AT_ONCE = min(8, os.cpu_count() or 1)  # composed slides lie in memory
 STAGES = ("segment", "patches", "end-to-end", "mil", "evaluate")
 
 
@@ -64,14 +65,10 @@ class Recipe:
 
 
 def demo_card() -> Card:
-    """The demo network: MsaMIL-Net with small encoders, 224-px patches at 1, 2 and 4 µm per pixel."""
+    """The card that the demo model starts from: preset "demo" with the classes of the colon."""
     return preset_card(
         "demo",
         classes=CLASSES,
         name="demo: colon, adenocarcinoma or not",
-        segmenter=SegmenterConfig(encoder="tu-mobilenetv3_small_100", decoder_channels=(64, 48, 32, 24, 16)),
-        extractor=ExtractorConfig(
-            encoder="mobilenetv3_small_100", out_dim=256, proj="pre", layers=2, heads=4, hidden=512
-        ),
         lesion_label="neoplasia (intraepithelial neoplasia, serrated adenoma, adenocarcinoma)",
     )

@@ -15,11 +15,20 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from napari_msamil.errors import MissingMppError, MsamilError, ReadError
-from napari_msamil.inference.engine import BatchRunner, Device, autocast, choose_device, default_batch, tune_allocator
+from napari_msamil.inference.engine import (
+    BatchRunner,
+    Device,
+    autocast,
+    choose_device,
+    default_batch,
+    in_parallel,
+    parallel_batches,
+    tune_allocator,
+)
 from napari_msamil.inference.geojson import Polygon, polygon_mask
 from napari_msamil.inference.prediction import Prediction
 from napari_msamil.patches.grid import PatchTable, Scale, build_table
-from napari_msamil.patches.reader import read_patches
+from napari_msamil.patches.reader import PatchBatch, read_patches
 from napari_msamil.patches.select import select_rows
 from napari_msamil.patches.tissue import tissue_mask
 from napari_msamil.slide.slide import Slide, open_slide
@@ -115,8 +124,8 @@ def classify_steps(request: Request) -> Generator[Progress, None, Prediction]:
                 "Give it: --mpp on the command line, the field 'µm per pixel' in napari."
             )
         model = open_model(request.model)
-        device = choose_device(request.device)
-        model = model.to(device.name).for_inference()
+        device = choose_device(request.device, cpu_precision=model.card.cpu_precision)
+        model = model.to(device.name).for_inference(bf16=device.name == "cpu" and device.precision == "bf16")
         clock.lap("open")
 
         yield Progress("lesion mask", 0, 1)
@@ -230,19 +239,26 @@ def _extract(
         lambda pixels: model.embed(pixels.to(device.name)).float().cpu(),
         request.batch_size or default_batch(device, model.card.patch_px),
     )
+
+    def embed(batch: PatchBatch) -> tuple[PatchBatch, torch.Tensor | None]:
+        if not len(batch.rows):
+            return batch, None
+        with torch.inference_mode(), autocast(device):
+            return batch, runner(torch.from_numpy(batch.pixels))
+
     features: torch.Tensor | None = None
     errors: dict[int, str] = {}
     yield Progress("patches", 0, len(table))
     started, done = time.perf_counter(), 0
-    workers = 1 if device.name == "cpu" else 4  # a GPU outruns one reading thread
+    readers = 1 if device.name == "cpu" else 4  # a GPU outruns one reading thread
     every = np.arange(len(table))
-    with closing(read_patches(slide, table, every, batch_size=runner.batch_size, workers=workers)) as batches:
-        for batch in batches:
-            clock.lap("read patches")
+    with (
+        closing(read_patches(slide, table, every, batch_size=runner.batch_size, workers=readers)) as batches,
+        closing(in_parallel(embed, batches, parallel_batches(device))) as results,
+    ):
+        for batch, rows in results:
             errors.update(batch.failed)
-            if len(batch.rows):
-                with torch.inference_mode(), autocast(device):
-                    rows = runner(torch.from_numpy(batch.pixels))
+            if rows is not None:
                 if features is None:
                     features = torch.zeros(len(table), rows.shape[1])
                 features[torch.from_numpy(batch.rows)] = rows

@@ -62,6 +62,10 @@ class Model(nn.Module):
         std = x.new_tensor(self.card.normalisation.std).view(1, 3, 1, 1)
         return (x - mean * top).div_(std * top)
 
+    def _input(self, net: nn.Module, pixels: Tensor) -> Tensor:
+        """Pixels for a net, normalised, in the type of its weights."""
+        return self.normalise(pixels).to(next(net.parameters()).dtype)
+
     def segment(self, thumbnails: Tensor) -> Tensor:
         """Lesion probability of each thumbnail pixel.
 
@@ -74,7 +78,7 @@ class Model(nn.Module):
         height, width = thumbnails.shape[1:3]
         if height % 32 or width % 32:
             raise ValueError(f"a thumbnail's sides must be multiples of 32, got {width} x {height}")
-        logits: Tensor = self.segmenter(self.normalise(thumbnails))
+        logits: Tensor = self.segmenter(self._input(self.segmenter, thumbnails))
         return logits.float().sigmoid()
 
     def embed(self, pixels: Tensor) -> Tensor:
@@ -89,7 +93,7 @@ class Model(nn.Module):
         side = self.card.patch_px
         if tuple(pixels.shape[1:3]) != (side, side):
             raise ValueError(f"this model's patches are {side} x {side} px, got {tuple(pixels.shape)}")
-        features: Tensor = self.extractor(self.normalise(pixels))
+        features: Tensor = self.extractor(self._input(self.extractor, pixels))
         return features.float()
 
     def aggregate(self, bag: Bag, *, attention: bool = True) -> AggregatorOutput:
@@ -112,13 +116,21 @@ class Model(nn.Module):
             )
         return output
 
-    def for_inference(self) -> Model:
-        """A copy that computes the same faster: evaluation mode, no gradients, BatchNorm folded into convolutions."""
+    def for_inference(self, *, bf16: bool = False) -> Model:
+        """A copy that computes the same faster: evaluation mode, no gradients, BatchNorm folded into convolutions.
+
+        Args:
+            bf16: Whether segmenter and extractor compute in bfloat16; what they return is float32 all the same, and
+                the aggregator stays in full precision.
+        """
         example = torch.zeros(1, 3, 64, 64, device=self.device).to(memory_format=torch.channels_last)
         example += torch.linspace(-2, 2, 64, device=self.device)
         model = copy.deepcopy(self).eval().requires_grad_(False)
         fold_batchnorm(model.segmenter.net, example)
         model.extractor.fold(example)
+        if bf16:
+            model.segmenter.bfloat16()
+            model.extractor.bfloat16()
         model.folded = True
         return model.to(memory_format=torch.channels_last)
 

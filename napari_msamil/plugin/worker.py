@@ -80,9 +80,7 @@ class Run(QObject):
         self._silent = False
         self._outcome = _Outcome()
         self._files = ExitStack()
-        self._worker = create_worker(
-            _steps, request, self._stop, self._files, _start_thread=False, _ignore_errors=True
-        )
+        self._worker = create_worker(_steps, request, self._stop, self._files, _start_thread=False, _ignore_errors=True)
         self._worker.yielded.connect(self._on_yielded)
         self._worker.returned.connect(self._on_returned)
         self._worker.finished.connect(self._on_finished)

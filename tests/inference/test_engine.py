@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
+from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 
 from napari_msamil.errors import MsamilError
-from napari_msamil.inference.engine import BatchRunner, Device, choose_device, default_batch
+from napari_msamil.inference.engine import BatchRunner, Device, choose_device, default_batch, in_parallel
 
 
 def test_auto_says_why_no_gpu_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -29,6 +32,63 @@ def test_a_gpu_asked_for_by_name_is_never_replaced_silently(monkeypatch: pytest.
 def test_an_unknown_device_is_refused_with_the_choices() -> None:
     with pytest.raises(MsamilError, match="auto, cpu, cuda, mps"):
         choose_device("tpu")
+
+
+@pytest.mark.parametrize(
+    ("allowed", "native", "expected"), [("bf16", True, "bf16"), ("bf16", False, "fp32"), ("fp32", True, "fp32")]
+)
+def test_a_cpu_computes_in_bf16_only_where_both_card_and_processor_allow_it(
+    monkeypatch: pytest.MonkeyPatch, allowed: str, native: bool, expected: str
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": native})
+    assert choose_device("cpu", cpu_precision=allowed).precision == expected
+
+
+def test_parallel_results_come_in_order_and_each_worker_gets_its_share_of_threads() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+
+        def work(item: int) -> tuple[int, int]:
+            time.sleep(0.02 * (item % 3 == 0))
+            return item, torch.get_num_threads()
+
+        assert list(in_parallel(work, range(9), 2)) == [(item, 2) for item in range(9)]
+        assert torch.get_num_threads() == 4
+        with ThreadPoolExecutor(1) as pool:
+            assert pool.submit(torch.get_num_threads).result() == 4, "a thread started later has all threads again"
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_parallel_work_takes_items_as_they_are_needed_and_stops_when_closed() -> None:
+    taken: list[int] = []
+    done: list[int] = []
+
+    def items() -> Generator[int, None, None]:
+        for item in range(100):
+            taken.append(item)
+            yield item
+
+    results = in_parallel(done.append, items(), 2)
+    next(results)
+    results.close()
+    count = len(done)
+    assert len(taken) == 2
+    time.sleep(0.05)
+    assert len(done) == count <= 2
+
+
+def test_an_error_in_parallel_work_is_raised_where_its_result_would_come() -> None:
+    def work(item: int) -> int:
+        if item == 3:
+            raise ValueError("the third")
+        return item
+
+    results = in_parallel(work, range(10), 2)
+    assert [next(results) for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(ValueError, match="the third"):
+        next(results)
 
 
 def test_a_batch_that_does_not_fit_is_halved_and_the_result_is_the_same() -> None:

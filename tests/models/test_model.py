@@ -159,6 +159,17 @@ def test_batchnorm_folds_away_from_the_shipped_networks(preset: str) -> None:
             assert float((got - expected).abs().max() / expected.abs().max()) < 1e-4, name
 
 
+def test_the_copy_in_bf16_gives_nearly_the_same_in_float32() -> None:
+    model = lively(build_model(tiny_card(), seed=0))
+    fast = model.for_inference(bf16=True)
+    assert next(fast.extractor.parameters()).dtype is torch.bfloat16
+    assert next(fast.aggregator.parameters()).dtype is torch.float32
+    for expected, got in zip(outputs(model), outputs(fast), strict=True):
+        assert got.dtype is torch.float32
+        assert not torch.equal(got, expected)
+        assert float((got - expected).abs().max() / expected.abs().max()) < 0.05
+
+
 def test_the_copy_for_inference_is_not_saved(tmp_path: Path) -> None:
     with pytest.raises(ModelFileError, match="cannot be saved"):
         save_model(build_model(tiny_card(), seed=0).for_inference(), tmp_path / "m.safetensors")
