@@ -42,7 +42,7 @@ def test_the_window_shows_the_slide_and_the_panel_with_both_chosen(
     assert isinstance(panel, MilPanel)
     assert panel.form.layer == viewer.layers["square"]
     assert panel.form.file.value == model_file
-    assert panel.run_button.enabled
+    assert panel.run_view.start.enabled
     assert not panel.running
 
 
@@ -51,7 +51,7 @@ def test_the_run_starts_at_once_where_that_is_asked(opened: Any, bare_file: Path
     assert panel.running
     qtbot.waitUntil(lambda: not panel.running, timeout=120_000)
     result = panel.result_of(viewer.layers["bare"])
-    assert result is not None, panel.status.text()
+    assert result is not None, panel.run_view.status.text()
     assert result.mpp == (1.0, 1.0)
 
 

@@ -46,7 +46,7 @@ def slow(monkeypatch: pytest.MonkeyPatch) -> Generator[dict[str, threading.Event
 
 
 def run(panel: Any, qtbot: Any) -> None:
-    panel.run_button.native.click()
+    panel.run_view.start.native.click()
     qtbot.waitUntil(lambda: not panel.running, timeout=SECONDS)
 
 
@@ -67,7 +67,7 @@ def test_a_click_classifies_and_shows_mask_and_one_map_per_scale(
         "square", "square | attention 2.5x", "square | attention 5x", "square | attention 10x", "square | lesion",
         "square | top patches",
     ]  # fmt: skip
-    assert not panel.result.isHidden()
+    assert not panel.result_view.isHidden()
     assert [str(unit) for unit in viewer.layers.extent.units] == ["micrometer", "micrometer"]
     said = texts(panel)
     assert RESEARCH_USE in said
@@ -75,7 +75,7 @@ def test_a_click_classifies_and_shows_mask_and_one_map_per_scale(
     assert said.count(f"Model: {panel.result_of(viewer.layers['square']).model_name}") == 1
     assert "benign" in said
     assert "malignant" in said
-    assert panel.result.headline.text().split()[0] in ("benign", "malignant")
+    assert panel.result_view.headline.text().split()[0] in ("benign", "malignant")
 
 
 def test_the_panel_and_the_command_line_function_give_the_same_probabilities(
@@ -95,18 +95,18 @@ def test_cancel_stops_at_the_next_step_and_leaves_no_layer(
     panel: Any, viewer: Any, slide_file: Path, slow: Any, qtbot: Any
 ) -> None:
     panel.open_slide(slide_file)
-    panel.run_button.native.click()
+    panel.run_view.start.native.click()
     qtbot.waitUntil(slow["began"].is_set, timeout=SECONDS)
-    qtbot.waitUntil(lambda: "per s" in panel.status.text(), timeout=SECONDS)
-    assert "Reading patches" in panel.status.text()
-    assert "1:39 left" in panel.status.text()
-    assert not panel.run_button.enabled
-    panel.cancel_button.native.click()
+    qtbot.waitUntil(lambda: "per s" in panel.run_view.status.text(), timeout=SECONDS)
+    assert "Reading patches" in panel.run_view.status.text()
+    assert "1:39 left" in panel.run_view.status.text()
+    assert not panel.run_view.start.enabled
+    panel.run_view.cancel.native.click()
     qtbot.waitUntil(lambda: not panel.running, timeout=SECONDS)
     assert slow["closed"].is_set(), "the generator's files are closed by the time the panel says so"
-    assert panel.status.text() == "Cancelled."
+    assert panel.run_view.status.text() == "Cancelled."
     assert layer_names(viewer) == ["square"]
-    assert panel.run_button.enabled
+    assert panel.run_view.start.enabled
 
 
 def test_an_error_is_said_in_one_sentence_and_the_next_run_works(
@@ -117,11 +117,11 @@ def test_an_error_is_said_in_one_sentence_and_the_next_run_works(
     panel.open_slide(slide_file)
     panel.form.file.value = broken
     run(panel, qtbot)
-    assert "cut.safetensors" in panel.status.text()
-    assert "Traceback" not in panel.status.text()
+    assert "cut.safetensors" in panel.run_view.status.text()
+    assert "Traceback" not in panel.run_view.status.text()
     panel.form.file.value = model_file
     run(panel, qtbot)
-    assert not panel.result.isHidden()
+    assert not panel.result_view.isHidden()
 
 
 @pytest.mark.parametrize("error", [RuntimeError("shapes differ"), MemoryError(), ModelFileError("said plainly")])
@@ -136,12 +136,12 @@ def test_any_exception_of_the_run_ends_as_a_message(
     panel.open_slide(slide_file)
     run(panel, qtbot)
     expected = str(error) if isinstance(error, ModelFileError) else type(error).__name__
-    assert expected in panel.status.text()
+    assert expected in panel.run_view.status.text()
 
 
 def test_closing_the_dock_stops_the_run(panel: Any, viewer: Any, slide_file: Path, slow: Any, qtbot: Any) -> None:
     panel.open_slide(slide_file)
-    panel.run_button.native.click()
+    panel.run_view.start.native.click()
     qtbot.waitUntil(slow["began"].is_set, timeout=SECONDS)
     viewer.window.remove_dock_widget(panel)
     qtbot.waitUntil(slow["closed"].is_set, timeout=SECONDS)
@@ -151,7 +151,7 @@ def test_closing_the_dock_stops_the_run(panel: Any, viewer: Any, slide_file: Pat
 
 def test_closing_the_window_stops_the_run(panel: Any, viewer: Any, slide_file: Path, slow: Any, qtbot: Any) -> None:
     panel.open_slide(slide_file)
-    panel.run_button.native.click()
+    panel.run_view.start.native.click()
     qtbot.waitUntil(slow["began"].is_set, timeout=SECONDS)
     viewer.close()
     qtbot.waitUntil(slow["closed"].is_set, timeout=SECONDS)
@@ -161,11 +161,11 @@ def test_removing_the_slide_during_its_run_stops_it(
     panel: Any, viewer: Any, slide_file: Path, slow: Any, qtbot: Any
 ) -> None:
     layer = panel.open_slide(slide_file)
-    panel.run_button.native.click()
+    panel.run_view.start.native.click()
     qtbot.waitUntil(slow["began"].is_set, timeout=SECONDS)
     viewer.layers.remove(layer)
     assert not panel.running
-    assert "removed" in panel.status.text()
+    assert "removed" in panel.run_view.status.text()
     qtbot.waitUntil(slow["closed"].is_set, timeout=SECONDS)
     qtbot.wait(50)
     assert len(viewer.layers) == 0
@@ -188,11 +188,11 @@ def test_two_slides_keep_their_results_apart(panel: Any, viewer: Any, make_slide
     run(panel, qtbot)
     second = panel.open_slide(make_slide("second.tif", seed=2))
     assert panel.form.layer == second
-    assert panel.result.isHidden(), "the second slide has no result yet"
+    assert panel.result_view.isHidden(), "the second slide has no result yet"
     run(panel, qtbot)
     assert len(viewer.layers) == 12
     panel.form.choose(first)
-    assert not panel.result.isHidden()
+    assert not panel.result_view.isHidden()
     viewer.layers.remove(second)
     assert panel.form.layer == first
     assert panel.result_of(first) is not None
@@ -202,23 +202,23 @@ def test_the_same_file_opened_twice_keeps_two_results(panel: Any, viewer: Any, s
     first = panel.open_slide(slide_file)
     run(panel, qtbot)
     second = panel.open_slide(slide_file)
-    assert panel.result.isHidden(), "the second layer has no result yet"
+    assert panel.result_view.isHidden(), "the second layer has no result yet"
     run(panel, qtbot)
     assert panel.result_of(first) is not panel.result_of(second)
     viewer.layers.remove(second)
     assert panel.form.layer == first
-    assert not panel.result.isHidden()
+    assert not panel.result_view.isHidden()
 
 
 def test_a_slide_without_pixel_size_asks_for_it_and_becomes_calibrated(
     panel: Any, viewer: Any, bare_file: Path, qtbot: Any
 ) -> None:
     layer = panel.open_slide(bare_file)
-    assert not panel.run_button.enabled
-    assert "µm per pixel" in panel.status.text()
+    assert not panel.run_view.start.enabled
+    assert "µm per pixel" in panel.run_view.status.text()
     assert not panel.form.mpp.native.isHidden()
     panel.form.mpp.value = 1.0
-    assert panel.run_button.enabled
+    assert panel.run_view.start.enabled
     run(panel, qtbot)
     assert layer.scale == pytest.approx([1.0, 1.0])
     assert [str(unit) for unit in viewer.layers.extent.units] == ["micrometer", "micrometer"]
@@ -229,7 +229,7 @@ def test_a_slide_without_pixel_size_asks_for_it_and_becomes_calibrated(
 def test_a_slide_with_pixel_size_does_not_ask(panel: Any, slide_file: Path) -> None:
     panel.open_slide(slide_file)
     assert panel.form.mpp.native.isHidden()
-    assert panel.run_button.enabled
+    assert panel.run_view.start.enabled
 
 
 def test_the_scale_buttons_show_one_map_at_a_time(panel: Any, viewer: Any, slide_file: Path, qtbot: Any) -> None:
@@ -241,7 +241,7 @@ def test_the_scale_buttons_show_one_map_at_a_time(panel: Any, viewer: Any, slide
             slides.tag(a)["scale"] for a in viewer.layers if slides.tag(a).get("role") == "heatmap" and a.visible
         ]
         seen.append(visible)
-        panel.result.back.native.click()
+        panel.result_view.back.native.click()
     assert seen == [["10x"], ["5x"], ["2.5x"], []]
 
 
@@ -249,11 +249,11 @@ def test_the_scale_box_follows_the_eye_icon_and_removal(panel: Any, viewer: Any,
     panel.open_slide(slide_file)
     run(panel, qtbot)
     viewer.layers["square | attention 10x"].visible = False
-    assert panel.result.scale.value == "Off"
+    assert panel.result_view.scale.value == "Off"
     viewer.layers["square | attention 2.5x"].visible = True
-    assert panel.result.scale.value == "2.5x"
+    assert panel.result_view.scale.value == "2.5x"
     viewer.layers.remove("square | attention 2.5x")
-    assert panel.result.scale.value == "Off"
+    assert panel.result_view.scale.value == "Off"
 
 
 def test_the_next_button_walks_through_the_patches_with_most_attention(
@@ -264,22 +264,22 @@ def test_the_next_button_walks_through_the_patches_with_most_attention(
     prediction, camera = panel.result_of(layer), compat.camera(viewer)
     assert [choice for choice in panel.form.region.choices if choice is not None] == [], "outlines are no regions"
     for name, scale in (("10x", 0), ("2.5x", 2)):
-        panel.result.scale.value = name
+        panel.result_view.scale.value = name
         best = prediction.top_patches(scale, 10)
         size = np.array(prediction.table.footprint(scale))
         for place in [*range(len(best)), 0]:
-            panel.result.next.native.click()
+            panel.result_view.next.native.click()
             centre = (prediction.table.grid[best[place]] + 0.5) * size - 0.5
             assert camera.center[-2:] == pytest.approx(centre[::-1] * layer.scale)
             assert camera.zoom == pytest.approx(1 / prediction.table.scales[scale].mpp)
-            assert panel.result.place.text() == f"{place + 1} of {len(best)} at {name}"
+            assert panel.result_view.place.text() == f"{place + 1} of {len(best)} at {name}"
 
 
 def test_values_and_opacity_change_all_maps(panel: Any, viewer: Any, slide_file: Path, qtbot: Any) -> None:
     panel.open_slide(slide_file)
     run(panel, qtbot)
-    panel.result.values.value = "relative"
-    panel.result.opacity.value = 0.25
+    panel.result_view.values.value = "relative"
+    panel.result_view.opacity.value = 0.25
     maps = [a for a in viewer.layers if slides.tag(a).get("role") == "heatmap"]
     assert {tuple(a.contrast_limits) for a in maps} == {(0.0, 4.0)}
     assert [a.opacity for a in maps] == pytest.approx([0.25] * 3)
@@ -290,12 +290,12 @@ def test_the_result_is_saved_as_the_command_line_saves_it(
 ) -> None:
     panel.open_slide(slide_file)
     run(panel, qtbot)
-    panel.save(tmp_path / "out")
-    qtbot.waitUntil(lambda: "Saved to" in panel.status.text(), timeout=SECONDS)
+    panel.results.save(tmp_path / "out")
+    qtbot.waitUntil(lambda: "Saved to" in panel.run_view.status.text(), timeout=SECONDS)
     saved = json.loads((tmp_path / "out" / "square" / "prediction.json").read_text())
-    assert saved["predicted"] in panel.result.headline.text()
-    panel.save(tmp_path / "out")
-    qtbot.waitUntil(lambda: "is there already" in panel.status.text(), timeout=SECONDS)
+    assert saved["predicted"] in panel.result_view.headline.text()
+    panel.results.save(tmp_path / "out")
+    qtbot.waitUntil(lambda: "is there already" in panel.run_view.status.text(), timeout=SECONDS)
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), ValueError("a bug")])
@@ -310,11 +310,11 @@ def test_whatever_stops_a_save_ends_as_a_message(
     monkeypatch.setattr(result, "write_result", fail)
     panel.open_slide(slide_file)
     run(panel, qtbot)
-    panel.save(tmp_path / "out")
-    qtbot.waitUntil(lambda: "could not be saved" in panel.status.text(), timeout=SECONDS)
-    assert str(error) in panel.status.text()
+    panel.results.save(tmp_path / "out")
+    qtbot.waitUntil(lambda: "could not be saved" in panel.run_view.status.text(), timeout=SECONDS)
+    assert str(error) in panel.run_view.status.text()
     assert "Traceback" in caplog.text
-    assert panel.result.save.enabled
+    assert panel.result_view.save.enabled
 
 
 def test_a_drawn_region_limits_the_patches(panel: Any, viewer: Any, slide_file: Path, qtbot: Any) -> None:
@@ -323,7 +323,7 @@ def test_a_drawn_region_limits_the_patches(panel: Any, viewer: Any, slide_file: 
     shapes = viewer.layers[-1]
     assert panel.form.region.value == shapes
     run(panel, qtbot)
-    assert "no closed shape" in panel.status.text()
+    assert "no closed shape" in panel.run_view.status.text()
     shapes.add_rectangles([[[180, 300], [180, 550], [400, 550], [400, 300]]])
     run(panel, qtbot)
     table = panel.result_of(layer).table
@@ -366,20 +366,20 @@ def test_a_large_flat_image_is_decoded_in_the_background_before_its_layer_comes(
     opened = []
     assert panel.open_slide(large_png, 0.5, then=lambda: opened.append(panel.form.layer)) is None
     assert len(viewer.layers) == 0
-    assert panel.status.text() == "Preparing large.png …"
+    assert panel.run_view.status.text() == "Preparing large.png …"
     go.set()
     qtbot.waitUntil(lambda: len(opened) == 1, timeout=SECONDS)
     assert where[0] is not threading.main_thread()
     assert len(where) == 1
     assert opened[0] == viewer.layers["large"]
     assert np.asarray(viewer.layers["large"].data[0][:2, :2]).tolist() == [[[200, 120, 180]] * 2] * 2
-    assert "Preparing" not in panel.status.text()
+    assert "Preparing" not in panel.run_view.status.text()
 
 
 def test_an_image_that_cannot_be_decoded_is_refused_and_adds_nothing(
     panel: Any, viewer: Any, large_png: Path, qtbot: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from napari_msamil.plugin import panel as module
+    from napari_msamil.plugin import opening as module
 
     said: list[str] = []
     monkeypatch.setattr(module, "show_error", said.append)
@@ -388,13 +388,13 @@ def test_an_image_that_cannot_be_decoded_is_refused_and_adds_nothing(
     qtbot.waitUntil(lambda: bool(said), timeout=SECONDS)
     assert "large.png" in said[0]
     assert len(viewer.layers) == 0
-    assert "Open a slide" in panel.status.text()
+    assert "Open a slide" in panel.run_view.status.text()
 
 
 def test_a_file_that_is_no_slide_is_refused_with_its_name(
     panel: Any, viewer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from napari_msamil.plugin import panel as module
+    from napari_msamil.plugin import opening as module
 
     said: list[str] = []
     monkeypatch.setattr(module, "show_error", said.append)
@@ -405,8 +405,8 @@ def test_a_file_that_is_no_slide_is_refused_with_its_name(
 
 
 def test_without_a_slide_nothing_can_be_run(panel: Any) -> None:
-    assert not panel.run_button.enabled
-    assert "Open a slide" in panel.status.text()
+    assert not panel.run_view.start.enabled
+    assert "Open a slide" in panel.run_view.status.text()
 
 
 def test_the_panel_finds_slides_opened_before_it(viewer: Any, slide_file: Path) -> None:
@@ -444,7 +444,7 @@ def test_the_view_pans_while_a_classification_reads_the_same_slide(
     panel.form.choose_model(model_file)
     panel.form.device.value = "cpu"
     panel.open_slide(make_slide("large.tif", size=(3000, 2400)))
-    panel.run_button.native.click()
+    panel.run_view.start.native.click()
     camera = compat.camera(viewer)
     turns = 0
     while panel.running or turns < 40:
@@ -452,6 +452,6 @@ def test_the_view_pans_while_a_classification_reads_the_same_slide(
         camera.center = (0, 1200 + 900 * np.sin(turns), 1500 + 1200 * np.cos(turns))
         qtbot.wait(5)
         turns += 1
-    assert not panel.result.isHidden(), panel.status.text()
+    assert not panel.result_view.isHidden(), panel.run_view.status.text()
     assert len(viewer.layers) == 6
     panel.shut_down()

@@ -1,0 +1,162 @@
+"""The results of the slides in a viewer, and what the buttons of the result view do with the chosen slide's."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+from napari.qt.threading import create_worker
+from qtpy.QtCore import QObject, Signal
+from qtpy.QtWidgets import QFileDialog
+
+from napari_msamil.errors import MsamilError
+from napari_msamil.plugin import compat, layers
+from napari_msamil.plugin.result_view import OFF
+from napari_msamil.plugin.slides import HEATMAP, tag
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import napari.layers
+    import napari.viewer
+
+    from napari_msamil.inference.prediction import Prediction
+    from napari_msamil.plugin.form import Form
+    from napari_msamil.plugin.result_view import ResultView
+
+logger = logging.getLogger(__name__)
+
+
+class Results(QObject):
+    """Keeps the latest result of each slide and shows it: as layers, and in the result view while its slide is chosen.
+
+    Args:
+        viewer: gets the layers.
+        form: says which slide is chosen.
+        view: shows the chosen slide's result, and is its parent.
+
+    Signals:
+        said(str, bool): a message for the user, and whether it is an error.
+    """
+
+    said = Signal(str, bool)
+
+    def __init__(self, viewer: napari.viewer.Viewer, form: Form, view: ResultView) -> None:
+        super().__init__(view)
+        self._viewer = viewer
+        self._form = form
+        self._view = view
+        self._closed = False
+        self._results: dict[str, Prediction] = {}
+        self._visited: tuple[tuple[str, int], int] = ("", 0), 0  # slide and scale of the last patch shown, its place
+        view.scale_chosen.connect(self._show_scale)
+        view.values_chosen.connect(self._show_values)
+        view.opacity_chosen.connect(self._show_opacity)
+        view.next_asked.connect(self._show_next)
+        view.save_asked.connect(self._ask_where_to_save)
+
+    def of(self, layer: napari.layers.Image) -> Prediction | None:
+        """The latest result of a slide layer, if there is one."""
+        return self._results.get(tag(layer)["slide"])
+
+    def add(self, layer: napari.layers.Image, prediction: Prediction) -> None:
+        """Keep a slide's result in place of an earlier one, and lay it on the slide."""
+        self._results[tag(layer)["slide"]] = prediction
+        self._visited = ("", 0), 0
+        self._view.place.setText("")
+        layers.show(self._viewer, layer, prediction, values=self._view.values.value)
+
+    def forget(self, layer: napari.layers.Layer) -> None:
+        """Drop the result of a slide layer that was removed."""
+        self._results.pop(tag(layer)["slide"], None)
+
+    def refresh(self) -> None:
+        """Show the chosen slide's result in the view, or hide the view where there is none."""
+        prediction = self._results.get(self._slide_id())
+        self._view.setVisible(prediction is not None)
+        if prediction is None:
+            return
+        maps = self._maps()
+        values = next((tag(layer)["values"] for layer in maps), "rank")
+        opacity = next((layer.opacity for layer in maps), 0.5)
+        self._view.show_prediction(prediction, scale=self._shown_scale(), values=values, opacity=opacity)
+
+    def follow_eye(self, layer: napari.layers.Layer) -> None:
+        """Name the scale that is shown now that a layer was shown or hidden."""
+        if layer in self._maps():
+            self._view.set_scale(self._shown_scale())
+
+    def save(self, folder: str | Path) -> None:
+        """Write the chosen slide's result below a folder, in the background; an earlier one there is never replaced."""
+        worker = create_worker(
+            _write, self._results[self._slide_id()], folder, _start_thread=False, _ignore_errors=True
+        )
+        worker.returned.connect(self._on_saved)
+        self._view.save.enabled = False
+        self.said.emit("Saving …", False)
+        worker.start()
+
+    def shut_down(self) -> None:
+        """Say nothing more."""
+        self._closed = True
+
+    def _on_saved(self, outcome: tuple[bool, str]) -> None:
+        if not self._closed:
+            good, text = outcome
+            self._view.save.enabled = True
+            self.said.emit(text, not good)
+
+    def _ask_where_to_save(self) -> None:
+        folder = QFileDialog.getExistingDirectory(self._view, "Folder for the results")
+        if folder:
+            self.save(folder)
+
+    def _slide_id(self) -> str:
+        return "" if self._form.layer is None else str(tag(self._form.layer)["slide"])
+
+    def _maps(self) -> list[Any]:
+        return layers.result_layers(self._viewer, self._slide_id(), HEATMAP)
+
+    def _shown_scale(self) -> str:
+        visible = [str(tag(layer)["scale"]) for layer in self._maps() if layer.visible]
+        return visible[-1] if visible else OFF
+
+    def _show_scale(self, name: str) -> None:
+        layers.show_scale(self._viewer, self._slide_id(), None if name == OFF else name)
+
+    def _show_values(self, values: Any) -> None:
+        layers.set_values(self._viewer, self._slide_id(), self._results[self._slide_id()], values)
+
+    def _show_opacity(self, opacity: float) -> None:
+        for layer in self._maps():
+            layer.opacity = opacity
+
+    def _show_next(self) -> None:
+        """Centre the next patch of the shown scale, most attention first, at its own magnification."""
+        layer, prediction = self._form.layer, self._results[self._slide_id()]
+        names = [scale.name for scale in prediction.table.scales]
+        shown = self._shown_scale()
+        scale = names.index(shown) if shown in names else 0
+        best = prediction.top_patches(scale, layers.TOP_COUNT)
+        if layer is None or not len(best):
+            self._view.place.setText("No patch at this scale")
+            return
+        before, place = self._visited
+        place = (place + 1) % len(best) if before == (self._slide_id(), scale) else 0
+        self._visited = (self._slide_id(), scale), place
+        view = compat.camera(self._viewer)
+        view.center = tuple(layer.data_to_world(layers.patch_box(prediction, int(best[place])).mean(axis=0)))
+        view.zoom = 1 / prediction.table.scales[scale].mpp  # one pixel of the screen is one of the patch
+        self._view.place.setText(f"{place + 1} of {len(best)} at {names[scale]}")
+
+
+def _write(prediction: Prediction, folder: str | Path) -> tuple[bool, str]:
+    from napari_msamil.inference.result import write_result
+
+    try:
+        return True, f"Saved to {write_result(prediction, folder)}"
+    except MsamilError as error:
+        return False, str(error)
+    except Exception as error:  # whatever it is, the user waits for an answer
+        logger.exception("the result could not be saved to %s", folder)
+        return False, f"The result could not be saved to {folder} ({type(error).__name__}: {error})."

@@ -1,0 +1,89 @@
+"""Start, stop and progress of a classification, and the line that speaks to the user."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from magicgui.widgets import PushButton
+from qtpy.QtCore import Signal
+from qtpy.QtWidgets import QHBoxLayout, QLabel, QProgressBar, QVBoxLayout, QWidget
+
+from napari_msamil.plugin.form import heading
+from napari_msamil.plugin.worker import Pace
+
+if TYPE_CHECKING:
+    from napari_msamil.inference.classify import Progress
+
+
+class RunView(QWidget):
+    """Step 4 of the panel.
+
+    Args:
+        device: the form's question where to compute; it is asked here.
+
+    Signals:
+        start_asked(), cancel_asked(): the buttons.
+    """
+
+    start_asked = Signal()
+    cancel_asked = Signal()
+
+    def __init__(self, device: QWidget, parent: QWidget | None = None) -> None:
+        super().__init__(parent)
+        self._pace = Pace()
+        self.start = PushButton(text="Classify")
+        self.cancel = PushButton(text="Cancel")
+        self.progress = QProgressBar()
+        self.status = QLabel()
+        self._lay_out(device)
+        self.start.changed.connect(self.start_asked.emit)
+        self.cancel.changed.connect(self.cancel_asked.emit)
+
+    def _lay_out(self, device: QWidget) -> None:
+        column = QVBoxLayout(self)
+        column.setContentsMargins(0, 0, 0, 0)
+        column.addWidget(heading("4  Run"))
+        row = QHBoxLayout()
+        row.addWidget(QLabel("Device"))
+        row.addWidget(device, 1)
+        column.addLayout(row)
+        buttons = QHBoxLayout()
+        buttons.addWidget(self.start.native, 2)
+        buttons.addWidget(self.cancel.native, 1)
+        column.addLayout(buttons)
+        self.progress.setTextVisible(False)
+        self.progress.setMaximumHeight(12)
+        self.status.setWordWrap(True)
+        column.addWidget(self.progress)
+        column.addWidget(self.status)
+
+    def say(self, text: str, error: bool = False) -> None:
+        """Show a message in place of the one before."""
+        self.status.setText(text)
+        self.status.setStyleSheet("color: #ff6b5e;" if error else "")
+        self.status.setVisible(bool(text))
+
+    def enable(self, *, running: bool, missing: str) -> None:
+        """Enable the button that makes sense; `missing` says what keeps a run from being started, if anything does."""
+        self.start.enabled = not running and not missing
+        self.start.tooltip = missing
+        self.cancel.enabled = running
+        self.progress.setVisible(running)
+
+    def begin(self) -> None:
+        """A run was started: it is not known yet how long it takes."""
+        self._pace = Pace()
+        self.say("Starting …")
+        self.progress.setRange(0, 0)
+
+    def show_progress(self, progress: Progress) -> None:
+        """How far the run is."""
+        known = progress.total > 1
+        self.progress.setRange(0, progress.total if known else 0)
+        self.progress.setValue(progress.done if known else 0)
+        self.say(self._pace.text(progress))
+
+    def stopping(self) -> None:
+        """Cancel was asked for, and takes until the end of the step."""
+        self.say("Stopping …")
+        self.cancel.enabled = False
