@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from napari.utils.notifications import show_info
@@ -44,6 +45,7 @@ class MilPanel(QScrollArea):
         self._viewer = viewer
         self._run: Run | None = None
         self._run_layer: Any = None
+        self._damaged: Any = None  # the slide layer with the unreadable patches that the last message is about
         self._closed = False
         self._asked = ""
         self.form = Form(viewer)
@@ -77,6 +79,7 @@ class MilPanel(QScrollArea):
         self.opener.preparing_changed.connect(self._update)
         self.run_view.start_asked.connect(self.classify)
         self.run_view.cancel_asked.connect(self.cancel)
+        self.run_view.leave_out_asked.connect(self._classify_the_readable)
         self.results.said.connect(self.run_view.say)
         watch(self._viewer)
         events = self._viewer.layers.events
@@ -135,8 +138,13 @@ class MilPanel(QScrollArea):
         """The latest result of a slide layer, if there is one."""
         return self.results.of(layer)
 
-    def classify(self) -> None:
-        """Start to classify the chosen slide; returns at once."""
+    def classify(self, *, leave_out_unreadable: bool = False) -> None:
+        """Start to classify the chosen slide; returns at once.
+
+        Args:
+            leave_out_unreadable: go on without the patches that cannot be read, however many they are; else one of them
+                fails the run.
+        """
         if self.running or self.form.missing():
             return
         try:
@@ -144,15 +152,21 @@ class MilPanel(QScrollArea):
         except MsamilError as error:
             self.run_view.say(str(error), error=True)
             return
+        if leave_out_unreadable:
+            request = replace(request, max_read_errors=1.0)
         self._run_layer = self.form.layer
         run = self._run = Run(request)
         run.progressed.connect(self.run_view.show_progress)
         run.succeeded.connect(self._on_success)
         run.failed.connect(self._on_failure)
+        run.unreadable.connect(self._on_unreadable)
         run.cancelled.connect(self._on_cancelled)
         self.run_view.begin()
         self._update()
         run.start()
+
+    def _classify_the_readable(self) -> None:
+        self.classify(leave_out_unreadable=True)
 
     def cancel(self) -> None:
         """Stop the run at its next step; nothing of it is kept."""
@@ -171,6 +185,11 @@ class MilPanel(QScrollArea):
     def _on_failure(self, message: str) -> None:
         self._end_run()
         self.run_view.say(message, error=True)
+
+    def _on_unreadable(self, message: str) -> None:
+        self._damaged = self._run_layer
+        self._end_run()
+        self.run_view.say(message, error=True, leave_out=True)
 
     def _on_cancelled(self) -> None:
         self._end_run()
@@ -195,6 +214,8 @@ class MilPanel(QScrollArea):
             self.run_view.say(asked)
         elif self.run_view.status.text() == self._asked and not asked:
             self.run_view.say("")
+        elif self.run_view.offers_leave_out and self.form.layer is not self._damaged:
+            self.run_view.say("")  # the button would leave out patches of another slide
         self._asked = asked
         self.results.refresh()
 

@@ -22,11 +22,12 @@ class RunView(QWidget):
         device: the form's question where to compute; it is asked here.
 
     Signals:
-        start_asked(), cancel_asked(): the buttons.
+        start_asked(), cancel_asked(), leave_out_asked(): the buttons.
     """
 
     start_asked = Signal()
     cancel_asked = Signal()
+    leave_out_asked = Signal()
 
     def __init__(self, device: QWidget, parent: QWidget | None = None) -> None:
         super().__init__(parent)
@@ -35,9 +36,14 @@ class RunView(QWidget):
         self.cancel = PushButton(text="Cancel")
         self.progress = QProgressBar()
         self.status = QLabel()
+        self.leave_out = PushButton(
+            text="Classify without these patches",
+            tooltip="Leave out the patches that cannot be read; the result says how many they are",
+        )
         self._lay_out(device)
         self.start.changed.connect(self.start_asked.emit)
         self.cancel.changed.connect(self.cancel_asked.emit)
+        self.leave_out.changed.connect(self.leave_out_asked.emit)
 
     def _lay_out(self, device: QWidget) -> None:
         column = QVBoxLayout(self)
@@ -56,12 +62,20 @@ class RunView(QWidget):
         self.status.setWordWrap(True)
         column.addWidget(self.progress)
         column.addWidget(self.status)
+        column.addWidget(self.leave_out.native)
+        self.leave_out.native.hide()
 
-    def say(self, text: str, error: bool = False) -> None:
-        """Show a message in place of the one before."""
+    def say(self, text: str, error: bool = False, *, leave_out: bool = False) -> None:
+        """Show a message in place of the one before; `leave_out` puts the button below it that is the way on."""
         self.status.setText(text)
         self.status.setStyleSheet("color: #ff6b5e;" if error else "")
         self.status.setVisible(bool(text))
+        self.leave_out.native.setVisible(leave_out)
+
+    @property
+    def offers_leave_out(self) -> bool:
+        """Whether the message comes with the button to leave unreadable patches out."""
+        return not self.leave_out.native.isHidden()
 
     def enable(self, *, running: bool, missing: str) -> None:
         """Enable the button that makes sense; `missing` says what keeps a run from being started, if anything does."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from napari.qt.threading import create_worker
 from qtpy.QtCore import QObject, Signal
 
-from napari_msamil.errors import MsamilError
+from napari_msamil.errors import MsamilError, ReadError
 from napari_msamil.inference.engine import tune_allocator
 from napari_msamil.plugin.background import CLASSIFY, step_back
 
@@ -29,10 +29,11 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class _Outcome:
-    """How a run ended; neither a prediction nor an error means cancelled."""
+    """How a run ended, and in which stage; neither a prediction nor an error means cancelled."""
 
     prediction: Prediction | None = None
     error: Exception | None = None
+    stage: str = ""
 
 
 def _steps(request: Request, stop: threading.Event, files: ExitStack) -> Generator[Progress, None, _Outcome]:
@@ -47,6 +48,7 @@ def _steps(request: Request, stop: threading.Event, files: ExitStack) -> Generat
     from napari_msamil.inference.classify import classify_steps
 
     step_back(CLASSIFY)
+    stage = ""
     try:
         with files:
             steps = files.enter_context(closing(classify_steps(request)))
@@ -55,22 +57,25 @@ def _steps(request: Request, stop: threading.Event, files: ExitStack) -> Generat
                     progress = next(steps)
                 except StopIteration as end:
                     return _Outcome(prediction=end.value)
+                stage = progress.stage
                 yield progress
             return _Outcome()
     except Exception as error:
-        return _Outcome(error=error)
+        return _Outcome(error=error, stage=stage)
 
 
 class Run(QObject):
     """A classification in its own thread, with its own slide handle; it never touches the viewer.
 
-    Signals, all delivered on the GUI thread; exactly one of the last three, and nothing after it:
-        progressed(Progress), succeeded(Prediction), failed(str), cancelled().
+    Signals, all delivered on the GUI thread; exactly one of the last four, and nothing after it:
+        progressed(Progress), succeeded(Prediction), failed(str), cancelled();
+        unreadable(str): failed because of patches that the request could have allowed to be left out.
     """
 
     progressed = Signal(object)
     succeeded = Signal(object)
     failed = Signal(str)
+    unreadable = Signal(str)
     cancelled = Signal()
 
     def __init__(self, request: Request, parent: QObject | None = None) -> None:
@@ -112,7 +117,10 @@ class Run(QObject):
         error, prediction = self._outcome.error, self._outcome.prediction
         if self._silent:
             return
-        if isinstance(error, MsamilError):
+        if isinstance(error, ReadError) and self._outcome.stage == "patches":
+            strict = self.request.max_read_errors < 1
+            (self.unreadable if strict else self.failed).emit(_without_flag(error))
+        elif isinstance(error, MsamilError):
             self.failed.emit(str(error))
         elif error is not None:
             logger.error("classification failed", exc_info=error)
@@ -121,6 +129,11 @@ class Run(QObject):
             self.cancelled.emit()
         else:
             self.succeeded.emit(prediction)
+
+
+def _without_flag(error: ReadError) -> str:
+    """What could not be read and what to do, without the advice that is for the command line."""
+    return str(error).partition(", or allow ")[0].rstrip(".") + "."
 
 
 def _keep_triton_out() -> None:

@@ -14,12 +14,13 @@ from qtpy.QtCore import QMimeData, QPointF, Qt, QUrl
 from qtpy.QtGui import QDropEvent
 from qtpy.QtWidgets import QLabel
 
-from napari_msamil.errors import ModelFileError
+from napari_msamil.errors import ModelFileError, ReadError
 from napari_msamil.inference import classify as classify_module
 from napari_msamil.inference.classify import Progress, classify
 from napari_msamil.inference.prediction import RESEARCH_USE
 from napari_msamil.plugin import compat, slides
 from napari_msamil.slide import flat
+from napari_msamil.slide.slide import Slide
 
 pytestmark = pytest.mark.gui
 
@@ -137,6 +138,86 @@ def test_any_exception_of_the_run_ends_as_a_message(
     run(panel, qtbot)
     expected = str(error) if isinstance(error, ModelFileError) else type(error).__name__
     assert expected in panel.run_view.status.text()
+
+
+def break_some_patches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make some patches of the finest scale unreadable."""
+    plain = Slide.read
+
+    def read(self: Slide, x: float, y: float, width: float, height: float, **given: Any) -> Any:
+        if given["size"] == (64, 64) and 500 < x < 600 and width < 100:
+            raise ReadError("broken tile")
+        return plain(self, x, y, width, height, **given)
+
+    monkeypatch.setattr(Slide, "read", read)
+
+
+def test_unreadable_patches_fail_the_run_and_a_button_goes_on_without_them(
+    panel: Any, slide_file: Path, qtbot: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    break_some_patches(monkeypatch)
+    layer = panel.open_slide(slide_file)
+    assert not panel.run_view.offers_leave_out
+    run(panel, qtbot)
+    said = panel.run_view.status.text()
+    assert "patches could not be read" in said
+    assert "copy it again" in said
+    assert "command line" not in said
+    assert said.count("--") == 0, "the panel has no flags"
+    assert panel.run_view.offers_leave_out
+    assert panel.result_of(layer) is None
+    panel.run_view.leave_out.native.click()
+    assert not panel.run_view.offers_leave_out
+    qtbot.waitUntil(lambda: not panel.running, timeout=SECONDS)
+    result = panel.result_of(layer)
+    assert len(result.read_errors) > 0
+    assert f"⚠ {len(result.read_errors)} of {len(result.table)} patches could not be read and were left out" in texts(
+        panel
+    )
+    run(panel, qtbot)
+    assert panel.run_view.offers_leave_out, "the next run is strict again"
+
+
+def test_the_button_is_gone_when_another_slide_is_chosen(
+    panel: Any, slide_file: Path, make_slide: Any, qtbot: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    break_some_patches(monkeypatch)
+    panel.open_slide(slide_file)
+    run(panel, qtbot)
+    assert panel.run_view.offers_leave_out
+    panel.open_slide(make_slide("other.tif"))
+    assert not panel.run_view.offers_leave_out
+    assert panel.run_view.status.text() == ""
+
+
+def test_a_slide_without_any_readable_patch_fails_for_good(
+    panel: Any, slide_file: Path, qtbot: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def steps(request: Any) -> Generator[Progress, None, None]:
+        yield Progress("patches", 0, 9)
+        raise ReadError("square.tif: 9 of 9 patches could not be read.")
+
+    monkeypatch.setattr(classify_module, "classify_steps", steps)
+    panel.open_slide(slide_file)
+    run(panel, qtbot)
+    panel.run_view.leave_out.native.click()
+    qtbot.waitUntil(lambda: not panel.running, timeout=SECONDS)
+    assert panel.run_view.status.text() == "square.tif: 9 of 9 patches could not be read."
+    assert not panel.run_view.offers_leave_out
+
+
+def test_a_slide_that_cannot_be_read_at_all_offers_nothing_to_leave_out(
+    panel: Any, slide_file: Path, qtbot: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def steps(request: Any) -> Generator[Progress, None, None]:
+        yield Progress("lesion mask", 0, 1)
+        raise ReadError("square.tif was changed while it was open; open it again.")
+
+    monkeypatch.setattr(classify_module, "classify_steps", steps)
+    panel.open_slide(slide_file)
+    run(panel, qtbot)
+    assert "was changed" in panel.run_view.status.text()
+    assert not panel.run_view.offers_leave_out
 
 
 def test_closing_the_dock_stops_the_run(panel: Any, viewer: Any, slide_file: Path, slow: Any, qtbot: Any) -> None:
