@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from napari_msamil.inference.candidates import choose_patches
 from napari_msamil.models.bag import Bag, load_bag, load_provenance, save_bag
 from napari_msamil.models.model import Model
 from napari_msamil.patches.grid import PatchTable
-from napari_msamil.patches.select import select_rows
 
 from .augment import Look, apply_look
 from .datasets.compose import ComposedSlide
@@ -56,13 +56,7 @@ def extract(
         probability = model.segment(seen(thumbnail(slide, card.thumbnail_px)[None]))[0].cpu().numpy()
         lesion: NDArray[np.bool_] = probability > card.thresholds.lesion_probability
         table = table_of(slide, card, lesion=lesion)
-        selection = select_rows(
-            table,
-            lesion_threshold=card.thresholds.lesion_fraction,
-            tissue_threshold=card.thresholds.tissue_fraction,
-            on_empty=card.on_empty.policy,
-            k=card.on_empty.k,
-        )
+        selection = choose_patches(table, card)
         table = table.take(selection.rows)
         parts = np.array_split(np.arange(len(table)), max(-(-len(table) // batch), 1))
         features = torch.cat([model.embed(seen(cut_patches(slide, table, rows))) for rows in parts]).cpu()

@@ -7,8 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from napari_msamil.inference.candidates import candidate_table
 from napari_msamil.models.card import Card
-from napari_msamil.patches.grid import PatchTable, Scale, build_table
+from napari_msamil.patches.grid import PatchTable
 from napari_msamil.patches.tissue import tissue_mask
 
 from .datasets.compose import GLASS, KIND_STEP_PX, ComposedSlide
@@ -25,10 +26,10 @@ def thumbnail(slide: ComposedSlide, px: int) -> NDArray[np.uint8]:
 def table_of(slide: ComposedSlide, card: Card, *, lesion: NDArray[np.bool_] | None = None) -> PatchTable:
     """All patches of a slide at the card's scales. ``lesion`` stretches over the slide; by default the true one."""
     height, width = slide.rgb.shape[:2]
-    return build_table(
+    return candidate_table(
         (width, height),
         (slide.mpp, slide.mpp),
-        scales=tuple(Scale(mpp, card.patch_px) for mpp in card.scales_mpp),
+        card,
         tissue=tissue_mask(thumbnail(slide, card.thumbnail_px)),
         lesion=slide.lesion if lesion is None else lesion,
     )

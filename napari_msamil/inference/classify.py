@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from napari_msamil.errors import MissingMppError, MsamilError, ReadError
+from napari_msamil.inference.candidates import candidate_table, choose_patches, on_square, read_thumbnail
 from napari_msamil.inference.engine import (
     BatchRunner,
     Device,
@@ -27,9 +28,8 @@ from napari_msamil.inference.engine import (
 )
 from napari_msamil.inference.geojson import Polygon, polygon_mask
 from napari_msamil.inference.prediction import Prediction
-from napari_msamil.patches.grid import PatchTable, Scale, build_table
+from napari_msamil.patches.grid import PatchTable
 from napari_msamil.patches.reader import PatchBatch, read_patches
-from napari_msamil.patches.select import select_rows
 from napari_msamil.patches.tissue import tissue_mask
 from napari_msamil.slide.slide import Slide, open_slide
 
@@ -42,7 +42,6 @@ if TYPE_CHECKING:
     from napari_msamil.models.model import Model
 
 FEW_PATCHES = 10  # a result that rests on fewer says so
-REGION_PX = 2048  # longest side of the mask that a drawn region is filled into
 
 
 @dataclass(frozen=True)
@@ -129,20 +128,17 @@ def classify_steps(request: Request) -> Generator[Progress, None, Prediction]:
         clock.lap("open")
 
         yield Progress("lesion mask", 0, 1)
-        thumbnail = slide.read(0, 0, slide.width, slide.height, size=(model.card.thumbnail_px,) * 2)
+        card = model.card
+        thumbnail = read_thumbnail(slide, card)
         tissue = tissue_mask(thumbnail)
-        lesion = _lesion_mask(model, thumbnail, device)
+        lesion = _lesion_mask(model, on_square(thumbnail, card.thumbnail_px, slide.background), device)
+        lesion = lesion[: tissue.shape[0], : tissue.shape[1]]
         clock.lap("lesion mask")
 
-        table = candidate_table(slide, model, tissue=tissue, lesion=lesion, region=request.region)
-        card = model.card
-        selection = select_rows(
-            table,
-            lesion_threshold=card.thresholds.lesion_fraction,
-            tissue_threshold=card.thresholds.tissue_fraction,
-            on_empty=card.on_empty.policy,
-            k=card.on_empty.k,
+        table = candidate_table(
+            (slide.width, slide.height), slide.mpp, card, tissue=tissue, lesion=lesion, region=request.region
         )
+        selection = choose_patches(table, card)
         if selection.rows.size == 0:
             raise MsamilError(
                 f"{slide.name}: {selection.fallback or 'no tissue was found'}; there is nothing to classify."
@@ -200,25 +196,6 @@ def open_model(model: str | Path) -> Model:
     return load_model(demo_model_path() if str(model) == "demo" else Path(model))
 
 
-def candidate_table(
-    slide: Slide,
-    model: Model,
-    *,
-    tissue: NDArray[np.bool_],
-    lesion: NDArray[np.bool_],
-    region: tuple[Polygon, ...] | None,
-) -> PatchTable:
-    """All patches of a slide that touch tissue (and the region), at the scales of a model."""
-    assert slide.mpp is not None
-    scales = tuple(Scale(mpp, model.card.patch_px) for mpp in model.card.scales_mpp)
-    size = (slide.width, slide.height)
-    mask = None
-    if region is not None:
-        shrink = min(1.0, REGION_PX / max(size))
-        mask = polygon_mask(region, size, (max(1, round(size[1] * shrink)), max(1, round(size[0] * shrink))))
-    return build_table(size, slide.mpp, scales=scales, tissue=tissue, lesion=lesion, region=mask)
-
-
 def _lesion_mask(model: Model, thumbnail: NDArray[np.uint8], device: Device) -> NDArray[np.bool_]:
     import torch
 
@@ -253,7 +230,16 @@ def _extract(
     readers = 1 if device.name == "cpu" else 4  # a GPU outruns one reading thread
     every = np.arange(len(table))
     with (
-        closing(read_patches(slide, table, every, batch_size=runner.batch_size, workers=readers)) as batches,
+        closing(
+            read_patches(
+                slide,
+                table,
+                every,
+                batch_size=runner.batch_size,
+                workers=readers,
+                level0=model.card.read == "level0",
+            )
+        ) as batches,
         closing(in_parallel(embed, batches, parallel_batches(device))) as results,
     ):
         for batch, rows in results:

@@ -79,18 +79,25 @@ def rasterize(table: PatchTable, numbers: NDArray[np.float32], scale: int, *, va
         values: what the numbers are.
 
     Returns:
-        The smallest Heatmap that holds every patch of the scale; (1, 1) of NaN where the scale has none.
+        The smallest Heatmap that holds every patch of the scale; (1, 1) of NaN where the scale has none. Where patches
+        overlap, a cell is one step of the grid and holds the mean of the patches over it.
     """
     rows = np.flatnonzero(table.scale == scale)
-    width, height = table.footprint(scale)
+    width, height = table.pitch(scale)
     if rows.size == 0:
         cells, first = np.full((1, 1), np.nan, np.float32), np.zeros(2, np.int64)
     else:
         grid = table.grid[rows].astype(np.int64)
         first = grid.min(axis=0)
-        columns, lines = grid.max(axis=0) - first + 1
-        cells = np.full((lines, columns), np.nan, np.float32)
-        cells[grid[:, 1] - first[1], grid[:, 0] - first[0]] = numbers[rows]
+        columns, lines = grid.max(axis=0) - first + table.steps
+        total, count = np.zeros((lines, columns)), np.zeros((lines, columns), np.int64)
+        known = np.isfinite(numbers[rows])
+        for right in range(table.steps):
+            for down in range(table.steps):
+                cell = grid[:, 1] - first[1] + down, grid[:, 0] - first[0] + right
+                np.add.at(total, cell, np.where(known, numbers[rows], 0))
+                np.add.at(count, cell, known)
+        cells = np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0).astype(np.float32)
     origin = (float(first[0] * width), float(first[1] * height))
     spec = table.scales[scale]
     return Heatmap(cells, (width, height), origin, spec.name, spec.mpp, values)

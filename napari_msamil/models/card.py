@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
@@ -34,17 +34,20 @@ class Normalisation(Frozen):
         return std
 
 
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
 class Thresholds(Frozen):
     """Limits of the patch selection.
 
     Attributes:
         lesion_probability: A thumbnail pixel above it is lesion.
-        lesion_fraction: A patch with more lesion area than this is looked at.
+        lesion_fraction: A patch with more lesion area than this is looked at; one number, or one per scale.
         tissue_fraction: A patch with at least this much tissue area counts as tissue.
     """
 
     lesion_probability: float = Field(default=0.5, ge=0, le=1)
-    lesion_fraction: float = Field(default=0.7, ge=0, le=1)
+    lesion_fraction: Share | tuple[Share, ...] = 0.7
     tissue_fraction: float = Field(default=0.5, ge=0, le=1)
 
 
@@ -69,9 +72,15 @@ class Card(Frozen):
         name: Short name shown to the user.
         preset: The preset it grew from.
         classes: Class names in the order of the logits.
-        scales_mpp: Working resolutions in µm per pixel, finest first, each a whole multiple of the one before.
+        scales_mpp: Working resolutions in µm per pixel, finest first, each a whole multiple of the one before. A patch
+            covers `patch_px` pixels of its own resolution, whatever the slide was scanned at.
         patch_px: Side of a patch in pixels, at every scale.
+        overlap: Part of a patch's side that its neighbour covers too: 0, 0.5 or 0.75.
+        grid: Where lesion and tissue are measured: `level0` on the exact footprint, `mask_round` on the footprint
+            rounded to whole pixels of the mask.
+        read: `pyramid` reads each scale from the coarsest level that is fine enough, `level0` shrinks level 0 itself.
         thumbnail_px: Side of the square picture of the whole slide that the segmenter sees; a multiple of 32.
+        resize: How a slide becomes that square: `stretch` fills it, `letterbox` keeps the proportions and adds glass.
         normalisation: Colour statistics that segmenter and extractor share.
         thresholds: Limits of the patch selection.
         on_empty: Fallback for slides without a lesion patch.
@@ -96,7 +105,11 @@ class Card(Frozen):
     classes: tuple[str, ...]
     scales_mpp: tuple[float, ...] = (0.5, 1.0, 2.0)
     patch_px: int = Field(default=512, ge=8)
+    overlap: float = 0.0
+    grid: Literal["level0", "mask_round"] = "level0"
+    read: Literal["pyramid", "level0"] = "pyramid"
     thumbnail_px: int = Field(default=1024, ge=32)
+    resize: Literal["stretch", "letterbox"] = "stretch"
     normalisation: Normalisation = Normalisation()
     thresholds: Thresholds = Thresholds()
     on_empty: OnEmpty = OnEmpty()
@@ -144,6 +157,13 @@ class Card(Frozen):
                 )
         return scales
 
+    @field_validator("overlap")
+    @classmethod
+    def _whole_steps(cls, overlap: float) -> float:
+        if overlap not in (0, 0.5, 0.75):
+            raise ValueError(f"patches cannot overlap by {overlap:g} of their side: use 0, 0.5 or 0.75")
+        return overlap
+
     @field_validator("thumbnail_px")
     @classmethod
     def _thumbnail_fits(cls, px: int) -> int:
@@ -157,6 +177,12 @@ class Card(Frozen):
             raise ValueError(
                 f"the extractor gives {self.extractor.out_dim} numbers per patch, the aggregator takes "
                 f"{self.aggregator.dim}: make extractor.out_dim and aggregator.dim equal"
+            )
+        limits = self.thresholds.lesion_fraction
+        if isinstance(limits, tuple) and len(limits) != len(self.scales_mpp):
+            raise ValueError(
+                f"thresholds.lesion_fraction has {len(limits)} numbers for {len(self.scales_mpp)} scales: give one for "
+                "all, or one per scale"
             )
         try:
             json.dumps(self.figures, allow_nan=False)

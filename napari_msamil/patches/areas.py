@@ -78,9 +78,15 @@ def cell_areas(picture: Pieces, x: NDArray[np.float64], y: NDArray[np.float64]) 
     return _integrate(np.ascontiguousarray(strips.T), picture.x, x).T  # (rows, columns)
 
 
-def overlap(borders: NDArray[np.float64], length: float) -> NDArray[np.float64]:
+def overlap_length(borders: NDArray[np.float64], length: float) -> NDArray[np.float64]:
     """Length of each interval between neighbouring borders that lies in 0..length: (n + 1,) → (n,)."""
     return np.diff(np.clip(borders, 0, length))
+
+
+def nearest(borders: NDArray[np.float64], cuts: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The border of a picture nearest to each cut inside it; cuts beyond its end stay where they are."""
+    middle = (borders[1:] + borders[:-1]) / 2
+    return np.where(cuts > borders[-1], cuts, borders[np.searchsorted(middle, cuts, side="right")])
 
 
 def _at(picture: Pieces, x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.bool_]:

@@ -13,10 +13,11 @@ from dataclasses import dataclass, fields
 from itertools import pairwise
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from napari_msamil.errors import SlideError
-from napari_msamil.patches.areas import Pieces, cell_areas, intersect, overlap, pieces
+from napari_msamil.patches.areas import Pieces, cell_areas, intersect, nearest, overlap_length, pieces
 
 MAX_ENLARGEMENT = 1.10
 """A slide may be coarser than the finest scale by this factor; beyond it, pixels would be invented."""
@@ -56,6 +57,7 @@ class PatchTable:
         slide_size: (width, height) in level-0 px.
         slide_mpp: (x, y) µm per level-0 px.
         scales: finest first.
+        steps: steps of the grid per side of a patch; 1 where patches do not overlap.
         scale: (N,) int16, index into `scales`.
         coords: (N, 2) int64, top-left corner (x, y) in level-0 px; a patch may overhang the right and bottom edge.
         grid: (N, 2) int32, (column, row) index at the patch's own scale.
@@ -68,6 +70,7 @@ class PatchTable:
     slide_size: tuple[int, int]
     slide_mpp: tuple[float, float]
     scales: tuple[Scale, ...]
+    steps: int
     scale: NDArray[np.int16]
     coords: NDArray[np.int64]
     grid: NDArray[np.int32]
@@ -85,6 +88,11 @@ class PatchTable:
         side_um = self.scales[scale].patch_px * self.scales[scale].mpp
         return side_um / self.slide_mpp[0], side_um / self.slide_mpp[1]
 
+    def pitch(self, scale: int) -> tuple[float, float]:
+        """Distance (x, y) in level-0 px between neighbouring patches of a scale: the footprint unless they overlap."""
+        width, height = self.footprint(scale)
+        return width / self.steps, height / self.steps
+
     def rows_at(self, scale: int) -> NDArray[np.int64]:
         """Rows of one scale, in table order."""
         return np.flatnonzero(self.scale == scale).astype(np.int64)
@@ -95,10 +103,10 @@ class PatchTable:
         place[rows] = np.arange(len(rows))
         columns = {name: getattr(self, name)[rows] for name in _COLUMNS}
         columns["parent"] = place[columns["parent"]]
-        return PatchTable(self.slide_size, self.slide_mpp, self.scales, **columns)
+        return PatchTable(self.slide_size, self.slide_mpp, self.scales, self.steps, **columns)
 
 
-_COLUMNS = tuple(field.name for field in fields(PatchTable))[3:]
+_COLUMNS = tuple(field.name for field in fields(PatchTable))[4:]
 
 
 def build_table(
@@ -109,7 +117,8 @@ def build_table(
     tissue: NDArray[np.bool_],
     lesion: NDArray[np.bool_],
     region: NDArray[np.bool_] | None = None,
-    allow_upsample: bool = False,
+    overlap: float = 0.0,
+    whole_pixels: bool = False,
 ) -> PatchTable:
     """Lay one grid over a slide and keep whole trees: each coarsest cell that touches tissue, with all its descendants.
 
@@ -123,7 +132,10 @@ def build_table(
         tissue: (H, W) bool, stretched over the whole slide.
         lesion: (H, W) bool, the same way; its shape may differ.
         region: (H, W) bool, the same way: outside it nothing counts as tissue or lesion. None: look everywhere.
-        allow_upsample: accept a slide much coarser than the finest scale; its patches are then enlarged.
+        overlap: part of a patch's side that its neighbour covers too; 0, or as `steps_per_patch` allows. A patch's
+            parent is still one that contains it whole.
+        whole_pixels: round each footprint to whole mask pixels before its fractions are taken, as methods do that work
+            on the mask; `coords` are not touched.
 
     Returns:
         The table; it has no rows where there is no tissue.
@@ -134,15 +146,16 @@ def build_table(
     """
     scales = tuple(scales)
     cells = _cells(scales)
-    _check_slide(slide_size, slide_mpp, scales[0], allow_upsample)
+    steps = steps_per_patch(overlap)
+    _check_slide(slide_size, slide_mpp, scales[0])
     masks = [pieces(mask, slide_size) for mask in (tissue, lesion)]
     if region is not None:
         masks = [intersect(mask, pieces(region, slide_size)) for mask in masks]
     layers: list[PatchTable] = []  # coarsest first
     seen = 0  # rows of all layers but the last
     for scale in reversed(range(len(scales))):
-        x, y = _borders(slide_size, slide_mpp, scales[0], cells, scale)
-        fractions = _fractions(masks, x, y, slide_size)
+        x, y = _borders(slide_size, slide_mpp, scales[0], cells, scale, steps)
+        fractions = _fractions(masks, x, y, slide_size, steps, whole_pixels)
         if not layers:
             grid = np.argwhere(fractions["tissue"] > _TOUCH)  # fractions are [column, row]: by x, then y
             parent = np.full(len(grid), -1, dtype=np.int64)
@@ -159,6 +172,7 @@ def build_table(
                 slide_size,
                 slide_mpp,
                 scales,
+                steps,
                 scale=np.full(len(grid), scale, dtype=np.int16),
                 coords=np.floor(np.stack([x[i], y[j]], axis=1) + 0.5).astype(np.int64),
                 grid=grid.astype(np.int32),
@@ -167,7 +181,19 @@ def build_table(
             )
         )
     columns = {name: np.concatenate([getattr(layer, name) for layer in layers]) for name in _COLUMNS}
-    return PatchTable(slide_size, slide_mpp, scales, **columns)
+    return PatchTable(slide_size, slide_mpp, scales, steps, **columns)
+
+
+def steps_per_patch(overlap: float) -> int:
+    """How many steps of the grid one patch is wide: 1, 2, 3, 4 for an overlap of 0, 1/2, 2/3, 3/4.
+
+    Raises:
+        ValueError: if the step would not divide the patch.
+    """
+    steps = round(1 / (1 - overlap)) if 0 <= overlap < 1 else 0
+    if steps < 1 or abs(overlap - (1 - 1 / steps)) > 1e-3:
+        raise ValueError(f"an overlap of {overlap:g} does not divide a patch into steps: use 0, 0.5, 0.667 or 0.75")
+    return steps
 
 
 def footprint_ratios(scales: Sequence[Scale]) -> tuple[int, ...]:
@@ -198,13 +224,11 @@ def _cells(scales: Sequence[Scale]) -> list[int]:
     return [1, *np.cumprod(footprint_ratios(scales), dtype=np.int64).tolist()]
 
 
-def _check_slide(
-    slide_size: tuple[int, int], slide_mpp: tuple[float, float], finest: Scale, allow_upsample: bool
-) -> None:
+def _check_slide(slide_size: tuple[int, int], slide_mpp: tuple[float, float], finest: Scale) -> None:
     if min(slide_size) < 1 or not all(np.isfinite(mpp) and mpp > 0 for mpp in slide_mpp):
         raise ValueError(f"a slide needs a positive size and mpp, not {slide_size} px at {slide_mpp} µm/px")
     coarsest_mpp = max(slide_mpp)
-    if coarsest_mpp > MAX_ENLARGEMENT * finest.mpp and not allow_upsample:
+    if coarsest_mpp > MAX_ENLARGEMENT * finest.mpp:
         raise SlideError(
             f"The slide's finest pixels are {coarsest_mpp:.4g} µm wide, but the model looks at {finest.mpp:g} µm/px: "
             f"its patches would be enlarged {coarsest_mpp / finest.mpp:.2f} times, more than the {MAX_ENLARGEMENT:.2f} "
@@ -214,25 +238,42 @@ def _check_slide(
 
 
 def _borders(
-    slide_size: tuple[int, int], slide_mpp: tuple[float, float], finest: Scale, cells: list[int], scale: int
+    slide_size: tuple[int, int], slide_mpp: tuple[float, float], finest: Scale, cells: list[int], scale: int, steps: int
 ) -> list[NDArray[np.float64]]:
-    """Vertical and horizontal cell borders of one scale in level-0 px, to the end of the last coarsest cell."""
+    """Vertical and horizontal step borders of one scale in level-0 px, to the end of the last coarsest patch."""
     borders = []
     for size, mpp in zip(slide_size, slide_mpp, strict=True):
-        unit = finest.patch_px * finest.mpp / mpp
-        # A last cell that would hold less than a millionth of itself is a rounding error of the mpp, not slide.
-        coarsest = max(1, int(np.ceil(size / (unit * cells[-1]) - 1e-6)))
-        index = np.arange(coarsest * (cells[-1] // cells[scale]) + 1, dtype=np.float64) * cells[scale]
-        borders.append(index * unit)  # from the finest unit: a parent and its first child get the very same corner
+        step = finest.patch_px * finest.mpp / mpp / steps
+        # Enough coarsest patches for every scale's last patch to reach the end. A last one that would hold less than a
+        # millionth of itself is a rounding error of the mpp, not slide.
+        needed = max((size / (step * k) - steps + 1) * k / cells[-1] for k in cells)
+        coarsest = max(1, int(np.ceil(needed - 1e-6)))
+        count = coarsest * (cells[-1] // cells[scale]) + steps - 1
+        index = np.arange(count + 1, dtype=np.float64) * cells[scale]
+        borders.append(index * step)  # from the finest step: a parent and its first child get the very same corner
     return borders
 
 
 def _fractions(
-    masks: list[Pieces], x: NDArray[np.float64], y: NDArray[np.float64], slide_size: tuple[int, int]
+    masks: list[Pieces],
+    x: NDArray[np.float64],
+    y: NDArray[np.float64],
+    slide_size: tuple[int, int],
+    steps: int,
+    whole_pixels: bool,
 ) -> dict[str, NDArray[np.float64]]:
-    """Tissue, lesion and valid fraction of each cell, (columns, rows) each."""
-    area = (x[1] - x[0]) * (y[1] - y[0])
-    inside = np.outer(overlap(x, slide_size[0]), overlap(y, slide_size[1]))
-    tissue, lesion = (cell_areas(mask, x, y).T for mask in masks)
-    parts = {"tissue": tissue, "lesion": lesion, "valid": inside}
-    return {name: np.clip(part / area, 0, 1) for name, part in parts.items()}
+    """Tissue, lesion and valid fraction of each patch, (columns, rows) each; x and y are the borders of the steps."""
+
+    def share(part: NDArray[np.float64], x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
+        whole = np.outer(np.diff(x), np.diff(y))
+        part, whole = (sliding_window_view(each, (steps, steps)).sum((2, 3)) for each in (part, whole))
+        fraction: NDArray[np.float64] = np.divide(part, whole, out=np.zeros_like(part), where=whole > 0)
+        return fraction.clip(0, 1)
+
+    def covered(mask: Pieces) -> NDArray[np.float64]:
+        at_x, at_y = (nearest(mask.x, x), nearest(mask.y, y)) if whole_pixels else (x, y)
+        return share(cell_areas(mask, at_x, at_y).T, at_x, at_y)
+
+    inside = np.outer(overlap_length(x, slide_size[0]), overlap_length(y, slide_size[1]))
+    tissue, lesion = map(covered, masks)
+    return {"tissue": tissue, "lesion": lesion, "valid": share(inside, x, y)}

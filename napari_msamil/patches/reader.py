@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from threading import Event, current_thread
 from typing import TYPE_CHECKING
@@ -45,6 +46,7 @@ def read_patches(
     batch_size: int,
     prefetch: int = 2,
     workers: int = 1,
+    level0: bool = False,
 ) -> Generator[PatchBatch, None, None]:
     """Stream the pixels of some patches, each resampled once to the true mpp of its scale.
 
@@ -58,6 +60,7 @@ def read_patches(
         batch_size: patches per batch.
         prefetch: batches read ahead of the one in use; with the batch size it bounds the memory.
         workers: threads that read, a batch each. One keeps up with a CPU; a GPU wants more.
+        level0: read every scale from level 0; see `Slide.read`.
 
     Yields:
         All rows, each once: in `rows` of a batch or, if the file cannot be decoded there, in `failed`.
@@ -77,7 +80,8 @@ def read_patches(
         raise ValueError(f"patches of {sorted(sizes)} px do not fit one batch: read the scales one by one")
     ordered = read_order(table, rows)
     batches = (ordered[start : start + batch_size] for start in range(0, len(ordered), batch_size))
-    return _stream(slide, table, batches, ahead=prefetch, workers=workers)
+    read = partial(slide.read, level0=True) if level0 else slide.read
+    return _stream(read, table, batches, ahead=prefetch, workers=workers)
 
 
 def read_order(table: PatchTable, rows: NDArray[np.integer]) -> NDArray[np.int64]:
@@ -99,7 +103,7 @@ def read_order(table: PatchTable, rows: NDArray[np.integer]) -> NDArray[np.int64
 
 
 def _stream(
-    slide: Slide,
+    read: Callable[..., NDArray[np.uint8]],
     table: PatchTable,
     batches: Generator[NDArray[np.int64], None, None],
     *,
@@ -111,7 +115,7 @@ def _stream(
     pending: deque[Future[PatchBatch]] = deque()
 
     def submit(count: int) -> None:
-        pending.extend(pool.submit(_read_batch, slide, table, rows, stop) for rows in islice(batches, count))
+        pending.extend(pool.submit(_read_batch, read, table, rows, stop) for rows in islice(batches, count))
 
     try:
         submit(max(ahead, workers))
@@ -125,10 +129,12 @@ def _stream(
         pool.shutdown(wait=not current_thread().name.startswith(_THREAD_NAME), cancel_futures=True)
 
 
-def _read_batch(slide: Slide, table: PatchTable, rows: NDArray[np.int64], stop: Event) -> PatchBatch:
+def _read_batch(
+    read: Callable[..., NDArray[np.uint8]], table: PatchTable, rows: NDArray[np.int64], stop: Event
+) -> PatchBatch:
     size = table.scales[table.scale[rows[0]]].patch_px
     pixels = np.empty((len(rows), size, size, 3), dtype=np.uint8)
-    read: list[int] = []
+    done: list[int] = []
     failed: list[tuple[int, str]] = []
     for row in rows.tolist():
         if stop.is_set():
@@ -136,12 +142,12 @@ def _read_batch(slide: Slide, table: PatchTable, rows: NDArray[np.int64], stop: 
         x, y = table.coords[row].tolist()
         width, height = table.footprint(int(table.scale[row]))
         try:
-            pixels[len(read)] = slide.read(x, y, width, height, size=(size, size))
+            pixels[len(done)] = read(x, y, width, height, size=(size, size))
         except ReadError as error:
             failed.append((row, str(error)))
         else:
-            read.append(row)
-    return PatchBatch(np.array(read, dtype=np.int64), pixels[: len(read)], tuple(failed))
+            done.append(row)
+    return PatchBatch(np.array(done, dtype=np.int64), pixels[: len(done)], tuple(failed))
 
 
 def _morton(grid: NDArray[np.uint64]) -> NDArray[np.int64]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -27,10 +28,16 @@ class Selection:
     fallback: str | None
 
 
-def lesion_rows(table: PatchTable, threshold: float) -> NDArray[np.int64]:
-    """Rows of all scales whose lesion fraction is strictly above the threshold ("exceeds 0.7", MsaMIL-Net Sec. 3.1)."""
+def lesion_rows(table: PatchTable, threshold: float | Sequence[float]) -> NDArray[np.int64]:
+    """Rows whose lesion fraction is strictly above the threshold ("exceeds 0.7", MsaMIL-Net Sec. 3.1).
+
+    Args:
+        table: all patches of the slide.
+        threshold: 0..1, for all scales or one per scale, finest first.
+    """
     # Compared as float32: an area that is 0.7 in exact arithmetic then does not pass by rounding noise.
-    return np.flatnonzero(table.lesion > np.float32(threshold)).astype(np.int64)
+    limits = np.broadcast_to(np.asarray(threshold, np.float32), len(table.scales))
+    return np.flatnonzero(table.lesion > limits[table.scale]).astype(np.int64)
 
 
 def tissue_rows(table: PatchTable, threshold: float) -> NDArray[np.int64]:
@@ -39,9 +46,14 @@ def tissue_rows(table: PatchTable, threshold: float) -> NDArray[np.int64]:
 
 
 def select_rows(
-    table: PatchTable, *, lesion_threshold: float, tissue_threshold: float, on_empty: OnEmpty = "topk", k: int = 16
+    table: PatchTable,
+    *,
+    lesion_threshold: float | Sequence[float],
+    tissue_threshold: float,
+    on_empty: OnEmpty = "topk",
+    k: int = 16,
 ) -> Selection:
-    """Choose the patches of a slide: each scale tested on its own, with the same threshold.
+    """Choose the patches of a slide: each scale tested on its own.
 
     A patch passes when it is a tissue patch with enough lesion. The paper asks for lesion alone; a segmenter that errs
     on empty glass would then have it classified.
@@ -51,7 +63,7 @@ def select_rows(
 
     Args:
         table: all patches of the slide.
-        lesion_threshold: a patch passes with a lesion fraction strictly above it, 0..1.
+        lesion_threshold: a patch passes with a lesion fraction strictly above it, 0..1; one for all scales or one each.
         tissue_threshold: tissue fraction from which a patch counts as tissue, 0..1.
         on_empty: what to do when no patch passes.
         k: how many patches "topk" takes, at most.
@@ -66,7 +78,8 @@ def select_rows(
     rows = np.intersect1d(lesion_rows(table, lesion_threshold), tissue, assume_unique=True)
     if len(rows):
         return Selection(rows, None)
-    missed = f"no tissue patch had a lesion fraction above {lesion_threshold:.2f}"
+    limits = [lesion_threshold] if isinstance(lesion_threshold, (int, float)) else lesion_threshold
+    missed = f"no tissue patch had a lesion fraction above {' / '.join(f'{limit:.2f}' for limit in limits)}"
     if on_empty == "error":
         raise SlideError(
             f"N{missed[1:]}, and the model says to stop then: its on_empty would have to be topk or tissue."

@@ -106,7 +106,9 @@ class Slide:
             out[y0 - y : y1 - y, x0 - x : x1 - x] = self._read_inside(level, x0, y0, x1 - x0, y1 - y0)
         return out
 
-    def read(self, x: float, y: float, width: float, height: float, *, size: tuple[int, int]) -> NDArray[np.uint8]:
+    def read(
+        self, x: float, y: float, width: float, height: float, *, size: tuple[int, int], level0: bool = False
+    ) -> NDArray[np.uint8]:
         """Read a box of the slide as a picture of a wanted size, resampled at most once.
 
         The coarsest level that is fine enough is sliced where its pixels are the wanted ones (to within half a pixel of
@@ -117,6 +119,7 @@ class Slide:
             x, y: top-left corner in level-0 pixels, fractions allowed.
             width, height: of the box in level-0 pixels, fractions allowed.
             size: (width, height) of the picture in pixels.
+            level0: start from level 0 whatever the size, which costs more and differs by the scanner's own shrinking.
 
         Returns:
             (size[1], size[0], 3) uint8 RGB; outside the slide it is padded with the background, never stretched.
@@ -126,7 +129,8 @@ class Slide:
         """
         if not (width > 0 and height > 0 and size[0] > 0 and size[1] > 0):
             raise ValueError(f"a box of {width} x {height} pixels cannot be read as {size}; all four must be positive")
-        plan = plan_read(self.levels, self._stored, (x, y, width, height), size)
+        count = 1 if level0 else len(self.levels)
+        plan = plan_read(self.levels[:count], self._stored[:count], (x, y, width, height), size)
         level = self.levels[plan.level]
         return run_plan(plan, self.read_level, (level.width, level.height))
 
@@ -140,10 +144,6 @@ class Slide:
         """Do now what would slow down the first view: decode a flat image, compute the coarsest level."""
         last = self.levels[-1]
         self.read_level(len(self.levels) - 1, 0, 0, last.width, last.height)
-
-    def with_mpp(self, mpp: float | tuple[float, float]) -> Slide:
-        """Open the same file again with another pixel size (µm per level-0 pixel, one number or (x, y))."""
-        return open_slide(self.path, mpp)
 
     def close(self) -> None:
         """Let the file go; reads under way in other threads finish first."""

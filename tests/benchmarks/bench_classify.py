@@ -105,10 +105,9 @@ def _usual(slide: Path, mpp: float, model: Path, quick: bool) -> dict[str, Any]:
     import torch
     from torch.utils.data import DataLoader
 
-    from napari_msamil.inference.classify import candidate_table
+    from napari_msamil.inference.candidates import candidate_table, choose_patches
     from napari_msamil.models.bag import Bag
     from napari_msamil.models.model import load_model
-    from napari_msamil.patches.select import select_rows
     from napari_msamil.patches.tissue import tissue_mask
     from napari_msamil.slide.slide import open_slide
 
@@ -120,9 +119,9 @@ def _usual(slide: Path, mpp: float, model: Path, quick: bool) -> dict[str, Any]:
         with openslide.OpenSlide(slide) as handle:
             shrunk = handle.get_thumbnail((side, side)).convert("RGB").resize((side, side))
         lesion = (torch.sigmoid(net.segmenter(_to_input(np.asarray(shrunk))[None]))[0].squeeze() > 0.5).numpy()
-        table = candidate_table(opened, net, tissue=tissue_mask(thumbnail), lesion=lesion, region=_corner(quick))
-        rows = select_rows(table, lesion_threshold=1.0, tissue_threshold=ANY, on_empty="tissue", k=1).rows
-        table = table.take(rows)
+        size, mask = (opened.width, opened.height), tissue_mask(thumbnail)
+        table = candidate_table(size, opened.mpp, net.card, tissue=mask, lesion=lesion, region=_corner(quick))
+        table = table.take(choose_patches(table, net.card).rows)
         loader = DataLoader(_Patches(slide, table), batch_size=16, num_workers=2)
         features = torch.cat([extractor(batch) for batch in loader])
         bag = Bag(

@@ -16,7 +16,8 @@ from napari_msamil.inference.classify import Progress, Request, classify, classi
 from napari_msamil.inference.geojson import Polygon
 from napari_msamil.inference.prediction import Prediction
 from napari_msamil.models.bag import Bag
-from napari_msamil.models.model import load_model, save_model
+from napari_msamil.models.card import Thresholds
+from napari_msamil.models.model import Model, load_model, save_model
 from napari_msamil.slide.slide import Slide, open_slide
 
 
@@ -78,12 +79,84 @@ def test_a_model_whose_card_allows_it_runs_in_bf16_on_a_cpu_that_has_it(
     assert not np.array_equal(half.probabilities, full.probabilities)
 
 
-def test_glass_is_never_looked_at(slide_file: Path, model_file: Path, tmp_path: Path) -> None:
+def _with(model_file: Path, folder: Path, **changes: object) -> Path:
+    """A copy of the model whose card says something else."""
+    model = load_model(model_file)
+    model.card = model.card.model_copy(update=changes)
+    save_model(model, folder / "changed.safetensors", overwrite=True)
+    return folder / "changed.safetensors"
+
+
+def test_letterbox_shows_the_segmenter_the_slide_in_its_own_proportions(
+    slide_file: Path, model_file: Path, tmp_path: Path, prediction: Prediction, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[torch.Tensor] = []
+    segment = Model.segment
+
+    def spy(model: Model, thumbnails: torch.Tensor) -> torch.Tensor:
+        seen.append(thumbnails)
+        return segment(model, thumbnails)
+
+    monkeypatch.setattr(Model, "segment", spy)
+    found = classify(slide_file, _with(model_file, tmp_path, resize="letterbox"), device="cpu")
+    assert found.lesion_mask.shape == found.tissue_mask.shape == (96, 128), "1200 x 900 px in a square of 128"
+    assert seen[0].shape == (1, 128, 128, 3)
+    assert (seen[0][0, 96:] == 255).all()
+    mine, stretched = (
+        np.argwhere(mask).mean(axis=0) / mask.shape for mask in (found.tissue_mask, prediction.tissue_mask)
+    )
+    assert mine == pytest.approx(stretched, abs=0.01), "the mask lies over the same part of the slide"
+    assert len(found.table)
+
+
+def test_each_scale_is_read_from_level_0_where_the_card_says_so(
+    model_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slide = tmp_path / "two-colours.tif"
+    with tifffile.TiffWriter(slide) as file:  # level 1 has another colour than level 0: pixels tell where they are from
+        for side, colour in ((1024, (200, 60, 120)), (512, (90, 60, 170))):
+            pixels = np.full((side, side, 3), 255, np.uint8)
+            pixels[:, side // 2 :] = colour  # tissue on the right, glass on the left
+            file.write(
+                pixels, tile=(256, 256), photometric="rgb",
+                subfiletype=int(side < 1024), resolution=(1e4, 1e4), resolutionunit="CENTIMETER", metadata=None,
+            )  # fmt: skip
+    seen: list[torch.Tensor] = []
+    embed = Model.embed
+    monkeypatch.setattr(Model, "embed", lambda model, pixels: (seen.append(pixels), embed(model, pixels))[1])
+    all_tissue = Thresholds(lesion_fraction=1.0)
+    for read, colours in (("pyramid", {200, 90}), ("level0", {200})):
+        seen.clear()
+        classify(slide, _with(model_file, tmp_path, read=read, thresholds=all_tissue), device="cpu")
+        assert {int(red) for patches in seen for red in patches[..., 0].unique()} - {255} == colours
+
+
+@pytest.fixture(scope="module")
+def all_lesion(model_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model with a segmenter that calls everything lesion, even the glass."""
     model = load_model(model_file)
     with torch.no_grad():
-        model.segmenter.net.segmentation_head[0].bias.fill_(50.0)  # calls everything lesion, even the glass
-    save_model(model, tmp_path / "all.safetensors")
-    prediction = classify(slide_file, tmp_path / "all.safetensors", device="cpu")
+        model.segmenter.net.segmentation_head[0].bias.fill_(50.0)
+    path = tmp_path_factory.mktemp("model") / "all-lesion.safetensors"
+    save_model(model, path)
+    return path
+
+
+def test_overlap_reads_more_patches_and_one_threshold_per_scale_can_leave_a_scale_out(
+    slide_file: Path, all_lesion: Path, tmp_path: Path
+) -> None:
+    plain = classify(slide_file, all_lesion, device="cpu")
+    only_finest = Thresholds(lesion_fraction=(0.5, 1.0, 1.0))
+    found = classify(slide_file, _with(all_lesion, tmp_path, overlap=0.5, thresholds=only_finest), device="cpu")
+    assert set(plain.table.scale.tolist()) == {0, 1, 2}
+    assert set(found.table.scale.tolist()) == {0}
+    count = (plain.table.scale == 0).sum()
+    assert 3 * count < len(found.table) < 5 * count
+    assert found.heatmap(0).downsample == (32, 32)
+
+
+def test_glass_is_never_looked_at(slide_file: Path, all_lesion: Path) -> None:
+    prediction = classify(slide_file, all_lesion, device="cpu")
     assert prediction.lesion_mask.all()
     assert prediction.fallback is None
     assert prediction.table.tissue.min() >= 0.5

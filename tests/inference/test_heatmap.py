@@ -28,6 +28,22 @@ def test_each_value_stands_in_the_cell_of_its_patch(table: PatchTable, scale: in
         assert heatmap.array[line, column] == row
 
 
+def test_where_patches_overlap_a_cell_is_the_mean_of_those_over_it() -> None:
+    everywhere = np.ones((1, 1), bool)
+    table = build_table(
+        (300, 200), (0.5, 0.5), scales=(Scale(0.5, 100),), tissue=everywhere, lesion=everywhere, overlap=0.5
+    )
+    numbers = np.random.default_rng(0).random(len(table)).astype(np.float32)
+    numbers[0] = np.nan
+    heatmap = rasterize(table, numbers, 0, values="attention")
+    assert heatmap.downsample == (50, 50)
+    for line, column in np.ndindex(heatmap.array.shape):
+        x, y = (column + 0.5) * 50, (line + 0.5) * 50
+        over = ((table.coords <= (x, y)) & (table.coords + 100 > (x, y))).all(axis=1) & np.isfinite(numbers)
+        expected = numbers[over].mean() if over.any() else np.nan
+        assert heatmap.array[line, column] == pytest.approx(expected, nan_ok=True)
+
+
 def test_cells_without_a_patch_are_nan_and_not_zero(table: PatchTable) -> None:
     some = table.take(np.flatnonzero((table.scale == 0) & (table.tissue > 0.5)))
     heatmap = rasterize(some, np.ones(len(some), np.float32), 0, values="relative")

@@ -37,6 +37,8 @@ def test_presets_state_the_scales_of_the_design() -> None:
         ({"scales_mpp": ()}, "scales_mpp: .*above 0"),
         ({"scales_mpp": (0.0, 1.0)}, "scales_mpp: .*above 0"),
         ({"thumbnail_px": 1000}, "thumbnail_px: 1000 is not a multiple of 32"),
+        ({"overlap": 0.3}, "overlap: patches cannot overlap by 0.3 of their side: use 0, 0.5 or 0.75"),
+        ({"thresholds": {"lesion_fraction": (0.7, 0.7)}}, "lesion_fraction has 2 numbers for 3 scales"),
         ({"figures": {"auc": float("nan")}}, "figures must be plain finite JSON"),
         ({"figures": {"auc": object()}}, "figures must be plain finite JSON"),
         ({"pacth_px": 512}, "pacth_px: Extra inputs are not permitted"),

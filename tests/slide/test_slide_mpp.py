@@ -21,8 +21,9 @@ def test_an_explicit_value_wins_over_metadata(make_slide, tmp_path) -> None:
         assert slide.mpp_source == "metadata"
     with open_slide(path, 0.25) as slide:
         assert (slide.mpp, slide.mpp_source, slide.warnings) == ((0.25, 0.25), "explicit", ())
-        with slide.with_mpp((1.0, 2.0)) as other:
-            assert (other.mpp, other.mpp_source, other.uid) == ((1.0, 2.0), "explicit", slide.uid)
+        uid = slide.uid
+    with open_slide(path, (1.0, 2.0)) as slide:
+        assert (slide.mpp, slide.mpp_source, slide.uid) == ((1.0, 2.0), "explicit", uid)
 
 
 def test_both_axes_are_read(make_slide, tmp_path) -> None:

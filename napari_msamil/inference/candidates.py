@@ -1,0 +1,83 @@
+"""From a slide to the patches that are looked at, as a model's card says: thumbnail, patch table, selection."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from napari_msamil.inference.geojson import Polygon, polygon_mask
+from napari_msamil.patches.grid import PatchTable, Scale, build_table
+from napari_msamil.patches.select import Selection, select_rows
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from napari_msamil.models.card import Card
+    from napari_msamil.slide.slide import Slide
+
+REGION_PX = 2048  # longest side of the mask that a drawn region is filled into
+
+
+def read_thumbnail(slide: Slide, card: Card) -> NDArray[np.uint8]:
+    """The whole slide as the segmenter sees it, without the glass that `on_square` adds: (h, w, 3) uint8 RGB."""
+    px, longest = card.thumbnail_px, max(slide.width, slide.height)
+    size = (px, px)
+    if card.resize == "letterbox":
+        size = max(1, round(px * slide.width / longest)), max(1, round(px * slide.height / longest))
+    return slide.read(0, 0, slide.width, slide.height, size=size)
+
+
+def on_square(thumbnail: NDArray[np.uint8], px: int, background: tuple[int, int, int]) -> NDArray[np.uint8]:
+    """A thumbnail in the top-left corner of a square (px, px, 3) of background; as it is where it fills the square."""
+    height, width = thumbnail.shape[:2]
+    if (height, width) == (px, px):
+        return thumbnail
+    square = np.full((px, px, 3), background, np.uint8)
+    square[:height, :width] = thumbnail
+    return square
+
+
+def candidate_table(
+    size: tuple[int, int],
+    mpp: tuple[float, float],
+    card: Card,
+    *,
+    tissue: NDArray[np.bool_],
+    lesion: NDArray[np.bool_],
+    region: tuple[Polygon, ...] | None = None,
+) -> PatchTable:
+    """All patches of a slide that touch tissue (and the region), at the scales of a model.
+
+    Args:
+        size: (width, height) of the slide in level-0 px.
+        mpp: (x, y) µm per level-0 px.
+        card: of the model.
+        tissue, lesion: (h, w) masks that stretch over the whole slide.
+        region: polygons in level-0 px; None is the whole slide.
+    """
+    mask = None
+    if region is not None:
+        shrink = min(1.0, REGION_PX / max(size))
+        mask = polygon_mask(region, size, (max(1, round(size[1] * shrink)), max(1, round(size[0] * shrink))))
+    return build_table(
+        size,
+        mpp,
+        scales=tuple(Scale(scale_mpp, card.patch_px) for scale_mpp in card.scales_mpp),
+        tissue=tissue,
+        lesion=lesion,
+        region=mask,
+        overlap=card.overlap,
+        whole_pixels=card.grid == "mask_round",
+    )
+
+
+def choose_patches(table: PatchTable, card: Card) -> Selection:
+    """The patches that a model reads, by the thresholds on its card."""
+    return select_rows(
+        table,
+        lesion_threshold=card.thresholds.lesion_fraction,
+        tissue_threshold=card.thresholds.tissue_fraction,
+        on_empty=card.on_empty.policy,
+        k=card.on_empty.k,
+    )
