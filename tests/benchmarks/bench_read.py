@@ -202,9 +202,9 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="few places, once: does it run at all")
     parser.add_argument("slide", nargs="?", type=Path)
     arguments = parser.parse_args()
-    for row in run(arguments.quick, arguments.slide):
-        verdict = {True: f"{row.get('target')}: yes", False: f"{row.get('target')}: NO", None: ""}[row.get("met")]
-        print(f"{row['name']:42} {row['value']:7.1f} {row['unit']}   {row['baseline']:32} x{row['ratio']:<6} {verdict}")
+    from run import table
+
+    print(table(run(arguments.quick, arguments.slide)))
 
 
 if __name__ == "__main__":
