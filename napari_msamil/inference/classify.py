@@ -128,16 +128,11 @@ def classify_steps(request: Request) -> Generator[Progress, None, Prediction]:
         clock.lap("open")
 
         yield Progress("lesion mask", 0, 1)
-        card = model.card
-        thumbnail = read_thumbnail(slide, card)
-        tissue = tissue_mask(thumbnail)
-        lesion = _lesion_mask(model, on_square(thumbnail, card.thumbnail_px, slide.background), device)
-        lesion = lesion[: tissue.shape[0], : tissue.shape[1]]
+        card, size = model.card, (slide.width, slide.height)
+        tissue, lesion = _masks(slide, model, device)
         clock.lap("lesion mask")
 
-        table = candidate_table(
-            (slide.width, slide.height), slide.mpp, card, tissue=tissue, lesion=lesion, region=request.region
-        )
+        table = candidate_table(size, slide.mpp, card, tissue=tissue, lesion=lesion, region=request.region)
         selection = choose_patches(table, card)
         if selection.rows.size == 0:
             raise MsamilError(
@@ -149,19 +144,13 @@ def classify_steps(request: Request) -> Generator[Progress, None, Prediction]:
         features, errors = yield from _extract(slide, model, table, device=device, request=request, clock=clock)
         yield Progress("aggregate", 0, 1)
         probabilities, attention = _aggregate(model, table, features, errors)
-        notes = list(slide.warnings)
-        if len(table) < FEW_PATCHES:
-            notes.append(f"the result rests on {len(table)} patch{'es' if len(table) > 1 else ''} only")
-        if errors:
-            notes.append(f"{len(errors)} of {len(table)} patches could not be read and were left out")
         if request.region is not None:
-            inside = polygon_mask(request.region, (slide.width, slide.height), lesion.shape)
+            inside = polygon_mask(request.region, size, lesion.shape)
             lesion, tissue = lesion & inside, tissue & inside
-            notes.append("only the drawn region was looked at; masks and areas end at its border")
         clock.lap("aggregate")
         return Prediction(
             slide_path=Path(request.slide),
-            slide_size=(slide.width, slide.height),
+            slide_size=size,
             mpp=slide.mpp,
             mpp_source=slide.mpp_source,
             slide_reader=slide.backend,
@@ -179,7 +168,7 @@ def classify_steps(request: Request) -> Generator[Progress, None, Prediction]:
             lesion_label=card.lesion_label,
             fallback=selection.fallback,
             region=request.region,
-            notes=tuple(notes),
+            notes=slide.warnings + _notes(request, len(table), len(errors)),
             device=device.name,
             device_reason=device.reason,
             precision=device.precision,
@@ -196,14 +185,31 @@ def open_model(model: str | Path) -> Model:
     return load_model(demo_model_path() if str(model) == "demo" else Path(model))
 
 
-def _lesion_mask(model: Model, thumbnail: NDArray[np.uint8], device: Device) -> NDArray[np.bool_]:
+def _masks(slide: Slide, model: Model, device: Device) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Tissue and lesion (h, w) on the thumbnail; both stretch over the whole slide."""
     import torch
 
+    card = model.card
+    thumbnail = read_thumbnail(slide, card)
+    tissue = tissue_mask(thumbnail)
+    square = on_square(thumbnail, card.thumbnail_px, slide.background)
     segment = BatchRunner(lambda pixels: model.segment(pixels.to(device.name)), 1)
     with torch.inference_mode(), autocast(device):
-        probability = segment(torch.from_numpy(thumbnail[None]))[0]
-    mask: NDArray[np.bool_] = (probability.float() > model.card.thresholds.lesion_probability).cpu().numpy()
-    return mask
+        probability = segment(torch.from_numpy(square[None]))[0].float().cpu().numpy()
+    lesion = probability > card.thresholds.lesion_probability
+    return tissue, lesion[: tissue.shape[0], : tissue.shape[1]]
+
+
+def _notes(request: Request, patches: int, unread: int) -> tuple[str, ...]:
+    """What a reader of the result should know about how it came about."""
+    notes = []
+    if patches < FEW_PATCHES:
+        notes.append(f"the result rests on {patches} patch{'es' if patches > 1 else ''} only")
+    if unread:
+        notes.append(f"{unread} of {patches} patches could not be read and were left out")
+    if request.region is not None:
+        notes.append("only the drawn region was looked at; masks and areas end at its border")
+    return tuple(notes)
 
 
 def _extract(
