@@ -130,7 +130,7 @@ def _bags(
     model: Model, training: Sequence[Case], validation: Sequence[Case], recipe: Recipe, folder: Path
 ) -> tuple[list[tuple[Bag, int]], list[tuple[Bag, int]]]:
     """Bags of lesion patches: one composed slide per case, recoloured in training, and the drawn slides."""
-    weights = digest(model)
+    made_by = digest(model)
     cases = [*training, *validation]
 
     def one(k: int) -> tuple[Bag, int]:
@@ -142,7 +142,7 @@ def _bags(
         else:
             slide = drawn_slide(k - len(cases))
             label, name = 1 - (k - len(cases)) % 2, f"drawn-{k - len(cases)}"
-        bag = bag_of(model, slide, folder / f"{name}.pt", weights=weights, look=look, seed=k)
+        bag = bag_of(model, slide, folder / f"{name}.pt", digest=made_by, look=look, seed=k)
         _log.info("bag %d of %d: %d patches", k + 1, len(cases) + recipe.drawn, len(bag))
         return bag, label
 

@@ -64,8 +64,8 @@ def extract(
 
 
 def digest(model: Model) -> str:
-    """Hash of the weights that features depend on: segmenter and extractor."""
-    total = hashlib.sha256()
+    """Hash of all that features depend on in a model: its card, and the weights of segmenter and extractor."""
+    total = hashlib.sha256(model.card.to_json().encode())
     for module in (model.segmenter, model.extractor):
         for name, value in sorted(module.state_dict().items()):
             total.update(name.encode())
@@ -74,13 +74,16 @@ def digest(model: Model) -> str:
 
 
 def bag_of(
-    model: Model, slide: ComposedSlide, file: Path, *, weights: str, look: Look | None = None, seed: int = 0
+    model: Model, slide: ComposedSlide, file: Path, *, digest: str, look: Look | None = None, seed: int = 0
 ) -> Bag:
-    """The slide's bag: from ``file`` if the same ``weights`` (see `digest`) made it, else extracted and written."""
-    if not (file.exists() and load_provenance(file).get("weights") == weights):
+    """The slide's bag: from ``file`` if the same model (by its `digest`), pixels and look made it, else made anew."""
+    appearance = [] if look is None else [look.stain.tolist(), look.light, look.blur, look.noise, seed]
+    pixels = hashlib.sha256(slide.rgb.tobytes()).hexdigest()
+    made_of = {"model": digest, "pixels": pixels, "mpp": slide.mpp, "look": appearance}
+    if not (file.exists() and load_provenance(file) == made_of):
         file.parent.mkdir(parents=True, exist_ok=True)
         found = extract(model, slide, look=look, seed=seed)
-        save_bag(make_bag(found.features, found.table), file, provenance={"weights": weights, "seed": seed})
+        save_bag(make_bag(found.features, found.table), file, provenance=made_of)
     return load_bag(file)
 
 
