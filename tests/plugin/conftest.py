@@ -32,13 +32,13 @@ def write_slide(path: Path, *, mpp: float | None = 1.0, size: tuple[int, int] = 
 
 @pytest.fixture(scope="session")
 def model_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo preset with small pictures and random weights."""
+    """The demo preset with small pictures and random weights; it takes all tissue for lesion."""
     card = preset_card(
         "demo",
         classes=["benign", "malignant"],
         patch_px=64,
         thumbnail_px=128,
-        thresholds=Thresholds(lesion_fraction=0.5),
+        thresholds=Thresholds(lesion_probability=0.0, lesion_fraction=0.5),  # all tissue, whatever the weights say
         on_empty=OnEmpty(policy="tissue"),
     )
     path = tmp_path_factory.mktemp("model") / "small.safetensors"
