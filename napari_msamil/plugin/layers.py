@@ -101,9 +101,31 @@ def _heatmap(
         "opacity": 0.5,
         "blending": "translucent_no_depth",
         "visible": scale == 0,
-        "metadata": {KEY: {**mark, "role": HEATMAP, "scale": heatmap.name, "mpp": heatmap.mpp, "values": values}},
+        "metadata": {
+            KEY: {
+                **mark,
+                "role": HEATMAP,
+                "scale": heatmap.name,
+                "mpp": heatmap.mpp,
+                "values": values,
+                "empty": why_empty(prediction, scale),
+            }
+        },
     }
     return heatmap.array, keywords, "image"
+
+
+def why_empty(prediction: Prediction, scale: int) -> str:
+    """Why one scale's heatmap shows nothing, as a line for the user; empty where it shows something."""
+    here = prediction.table.scale == scale
+    if np.isfinite(prediction.attention[here]).any():
+        return ""
+    name = prediction.table.scales[scale].name
+    if here.any():
+        return f"{name}: no patch could be read"
+    if prediction.fallback is not None:
+        return f"{name}: no patch was taken"
+    return f"{name}: no patch{' of the region' if prediction.region else ''} passed the lesion test"
 
 
 def _top_patches(prediction: Prediction, slide_layer: napari.layers.Image, mark: dict[str, Any]) -> LayerData:
@@ -247,8 +269,8 @@ def mark_view(viewer: napari.viewer.Viewer) -> None:
     shown = [a for a in viewer.layers if tag(a).get("role") in (LESION, HEATMAP) and a.visible]
     maps = [a for a in shown if tag(a)["role"] == HEATMAP]
     for layer in (a for a in viewer.layers if tag(a).get("role") == HEATMAP):
-        show_colorbar(layer, layer.visible)
-    lines = [f"{tag(a)['scale']}: {VALUE_NAMES[tag(a)['values']]}" for a in maps[-1:]]
+        show_colorbar(layer, layer.visible and not tag(layer)["empty"])
+    lines = [tag(a)["empty"] or f"{tag(a)['scale']}: {VALUE_NAMES[tag(a)['values']]}" for a in maps[-1:]]
     text = overlay(viewer, "text")
     ours = RESEARCH_USE in text.text
     if shown:

@@ -10,6 +10,7 @@ from qtpy.QtWidgets import QGridLayout, QHBoxLayout, QLabel, QProgressBar, QVBox
 
 from napari_msamil.inference.prediction import RESEARCH_USE
 from napari_msamil.plugin.form import heading
+from napari_msamil.plugin.layers import why_empty
 
 if TYPE_CHECKING:
     from napari_msamil.inference.prediction import Prediction
@@ -55,6 +56,9 @@ class ResultView(QWidget):
         self.scale = ComboBox(choices=[OFF], tooltip="Which scale's attention lies over the slide")
         self.back = PushButton(text="◀", tooltip="Next coarser scale")
         self.forward = PushButton(text="▶", tooltip="Next finer scale")
+        self.empty = QLabel()
+        self.empty.setWordWrap(True)
+        self._why_empty: dict[str, str] = {}
         self.values = ComboBox(
             choices=[("Rank", "rank"), ("Relative to average", "relative")],
             tooltip="Rank: share of all patches with less attention. Relative: 1 is an average patch.",
@@ -91,12 +95,13 @@ class ResultView(QWidget):
         self.forward.native.setMaximumWidth(36)
         maps.addWidget(QLabel("Attention"), 0, 0)
         maps.addLayout(stepper, 0, 1)
-        maps.addWidget(QLabel("Shown as"), 1, 0)
-        maps.addWidget(self.values.native, 1, 1)
-        maps.addWidget(QLabel("Opacity"), 2, 0)
-        maps.addWidget(self.opacity.native, 2, 1)
-        maps.addWidget(self.next.native, 3, 0)
-        maps.addWidget(self.place, 3, 1)
+        maps.addWidget(self.empty, 1, 0, 1, 2)
+        maps.addWidget(QLabel("Shown as"), 2, 0)
+        maps.addWidget(self.values.native, 2, 1)
+        maps.addWidget(QLabel("Opacity"), 3, 0)
+        maps.addWidget(self.opacity.native, 3, 1)
+        maps.addWidget(self.next.native, 4, 0)
+        maps.addWidget(self.place, 4, 1)
         column.addLayout(maps)
         column.addWidget(self.facts)
         column.addWidget(self.save.native)
@@ -107,9 +112,13 @@ class ResultView(QWidget):
         self.scale.value = choices[(choices.index(self.scale.value) + by) % len(choices)]
 
     def set_scale(self, name: str) -> None:
-        """Name the scale that is shown, or "Off"; nothing is asked of anyone."""
+        """Name the scale that is shown, or "Off", and why its heatmap is empty if it is; nothing is asked of anyone."""
         with self.scale.changed.blocked():
             self.scale.value = name
+        why = self._why_empty.get(name, "")
+        self.empty.setText(why)
+        self.empty.setVisible(bool(why))
+        self.next.enabled = not why
 
     def show_prediction(self, prediction: Prediction, *, scale: str, values: str, opacity: float) -> None:
         """Fill in a result; `scale`, `values` and `opacity` say how its maps are shown now."""
@@ -120,9 +129,10 @@ class ResultView(QWidget):
         with self.scale.changed.blocked(), self.values.changed.blocked(), self.opacity.changed.blocked():
             names = [s.name for s in reversed(prediction.table.scales)]  # coarse to fine, as one zooms in
             self.scale.choices = [OFF, *names]
-            self.scale.value = scale
             self.values.value = values
             self.opacity.value = opacity
+        self._why_empty = {s.name: why_empty(prediction, i) for i, s in enumerate(prediction.table.scales)}
+        self.set_scale(scale)
         said = [text for text in (prediction.fallback, *prediction.notes) if text]
         self.warning.setText("\n".join(f"⚠ {text[:1].upper()}{text[1:]}" for text in said))
         self.warning.setVisible(bool(said))

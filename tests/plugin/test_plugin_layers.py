@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from napari.components import ViewerModel
 from napari.layers import Image, Labels
 
 from napari_msamil.inference.classify import classify
+from napari_msamil.inference.geojson import Polygon
 from napari_msamil.inference.prediction import RESEARCH_USE, Prediction
 from napari_msamil.plugin import compat, layers, regions, slides
 
@@ -183,6 +185,32 @@ def test_the_canvas_text_follows_the_eye_icons_and_removal(
     for layer in (coarsest, finest, mask):
         viewer.layers.remove(layer)
     assert not text.visible
+
+
+def without(prediction: Prediction, scale: int) -> Prediction:
+    """The same result, had no patch of one scale been chosen."""
+    kept = np.flatnonzero(prediction.table.scale != scale)
+    return replace(prediction, table=prediction.table.take(kept), attention=prediction.attention[kept], fallback=None)
+
+
+def test_the_canvas_says_why_a_heatmap_is_empty(viewer: Any, slide_layer: Image, prediction: Prediction) -> None:
+    coarsest, *_ = layers.show(viewer, slide_layer, without(prediction, 2))
+    text = compat.overlay(viewer, "text")
+    assert "10x: attention rank" in text.text
+    layers.show_scale(viewer, slides.tag(slide_layer)["slide"], "2.5x")
+    assert text.text.splitlines() == ["2.5x: no patch passed the lesion test", RESEARCH_USE]
+    assert not coarsest.colorbar.visible, "there is nothing that its colours would explain"
+
+
+def test_the_reason_for_an_empty_heatmap_is_the_true_one(prediction: Prediction) -> None:
+    assert layers.why_empty(prediction, 2) == ""
+    empty = without(prediction, 2)
+    assert layers.why_empty(empty, 1) == ""
+    square = (Polygon(np.array([[0.0, 0.0], [9.0, 0.0], [9.0, 9.0]])),)
+    assert layers.why_empty(replace(empty, region=square), 2) == "2.5x: no patch of the region passed the lesion test"
+    assert layers.why_empty(replace(empty, fallback="took the 16 with the largest"), 2) == "2.5x: no patch was taken"
+    broken = replace(prediction, attention=np.where(prediction.table.scale == 1, np.nan, prediction.attention))
+    assert layers.why_empty(broken, 1) == "5x: no patch could be read"
 
 
 def test_relative_values_have_a_fixed_scale_of_their_own(

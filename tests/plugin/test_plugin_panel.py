@@ -412,6 +412,29 @@ def test_a_drawn_region_limits_the_patches(panel: Any, viewer: Any, slide_file: 
     assert ((centres > [200, 80]) & (centres < [650, 500])).all()
 
 
+def test_a_scale_without_patches_says_so_as_long_as_it_is_shown(
+    panel: Any, viewer: Any, slide_file: Path, qtbot: Any
+) -> None:
+    layer = panel.open_slide(slide_file)
+    panel.form.draw.native.click()
+    viewer.layers[-1].add_rectangles([[[252, 380], [252, 516], [388, 516], [388, 380]]])  # one patch of 5x
+    run(panel, qtbot)
+    assert (panel.result_of(layer).table.scale != 2).all()
+    assert panel.result_view.empty.isHidden()
+    panel.result_view.scale.value = "2.5x"
+    assert panel.result_view.empty.text() == "2.5x: no patch of the region passed the lesion test"
+    assert panel.result_view.empty.text() in compat.overlay(viewer, "text").text
+    assert not panel.result_view.empty.isHidden()
+    assert not panel.result_view.next.enabled
+    panel.result_view.forward.native.click()
+    assert panel.result_view.scale.value == "5x"
+    assert panel.result_view.empty.isHidden()
+    assert panel.result_view.next.enabled
+    viewer.layers["square | attention 5x"].visible = False
+    viewer.layers["square | attention 2.5x"].visible = True
+    assert not panel.result_view.empty.isHidden(), "it follows the eye icons too"
+
+
 def test_a_dropped_file_opens_as_from_the_button(panel: Any, viewer: Any, slide_file: Path) -> None:
     mime = QMimeData()
     mime.setUrls([QUrl.fromLocalFile(str(slide_file))])
