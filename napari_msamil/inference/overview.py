@@ -28,8 +28,11 @@ def draw_overview(prediction: Prediction, slide: Slide) -> Image.Image:
     size = tuple(max(1, round(side / longest * PANEL_PX)) for side in prediction.slide_size)
     picture = slide.read(0, 0, slide.width, slide.height, size=(size[0], size[1]))
     maps = [prediction.heatmap(i) for i in range(len(prediction.table.scales))]
-    panels = [("Slide", picture), (f"Lesion mask: {prediction.lesion_label}", _with_mask(picture, prediction))]
-    panels += [(f"Attention {m.name}, rank in slide", _with_heatmap(picture, m, prediction)) for m in maps]
+    panels = [
+        ("Slide", picture),
+        (f"Lesion mask: {prediction.lesion_label.split(' (')[0]}", _with_mask(picture, prediction)),
+    ]
+    panels += [(_title(m), _with_heatmap(picture, m, prediction)) for m in maps]
     bars_px = 26 * len(prediction.classes)
     height = 84 + bars_px + 30 + size[1] + 44
     width = max(760, GAP_PX + len(panels) * (size[0] + GAP_PX))
@@ -45,6 +48,11 @@ def draw_overview(prediction: Prediction, slide: Slide) -> Image.Image:
     draw.text((GAP_PX, height - 30), _foot(prediction), fill=_PALE, font=_font(13))
     _draw_key(draw, (width - GAP_PX, height - 30))
     return page
+
+
+def _title(heatmap: Heatmap) -> str:
+    seen = np.isfinite(heatmap.array).any()
+    return f"Attention {heatmap.name}, rank in slide" if seen else f"Attention {heatmap.name}: no patch was looked at"
 
 
 def _write_head(draw: ImageDraw.ImageDraw, prediction: Prediction) -> None:
