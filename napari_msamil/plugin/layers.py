@@ -159,7 +159,7 @@ def patch_box(prediction: Prediction, row: int) -> NDArray[np.float64]:
     """Corners of one row's patch: (4, 2) float, (y, x) level-0 px from the first one's centre, as in napari."""
     table = prediction.table
     width, height = table.footprint(int(table.scale[row]))
-    x, y = table.grid[row] * (width, height) - 0.5
+    x, y = table.grid[row] * table.pitch(int(table.scale[row])) - 0.5
     return np.array([[y, x], [y, x + width], [y + height, x + width], [y + height, x]])
 
 
