@@ -144,8 +144,16 @@ def classify(
     if failed:
         print(f"\n{len(failed)} of {len(slides)} slides failed:", file=sys.stderr)
         for slide, reason in failed:
-            print(f"  {slide}: {reason}", file=sys.stderr)
+            print(f"  {_failure(slide, reason)}", file=sys.stderr)
         raise typer.Exit(1)
+
+
+def _failure(slide: Path, reason: str) -> str:
+    """A slide's path and why it failed; most reasons begin with its name, and it is not said twice."""
+    for name in (str(slide), slide.name):
+        if reason.startswith((f"{name}: ", f"{name} ")):
+            return f"{slide}{reason[len(name) :]}"
+    return f"{slide}: {reason}"
 
 
 def _refuse_same_names(slides: list[Path]) -> None:

@@ -69,7 +69,19 @@ def test_one_bad_slide_stops_nothing_and_is_listed_last_with_its_reason(
     assert (tmp_path / "out" / "one" / "prediction.json").exists()
     last = done.stderr.strip().splitlines()
     assert last[-2] == "1 of 3 slides failed:"
-    assert "bad.svs" in last[-1]
+    assert last[-1].startswith(f"  {bad} is no TIFF file")
+
+
+def test_a_failed_slide_is_named_once(model_file: Path, tmp_path: Path) -> None:
+    glass, gone = tmp_path / "glass.tif", tmp_path / "gone.tif"
+    tifffile.imwrite(glass, np.full((512, 512, 3), 243, np.uint8), tile=(256, 256), photometric="rgb")
+    given = ["classify", str(glass), str(gone), "--mpp", "1", "--out", str(tmp_path / "out")]
+    done = runner.invoke(app, [*given, "--model", str(model_file)])
+    first, second = done.stderr.splitlines()[-2:]
+    assert "nothing to classify" in first
+    assert (first.count("glass.tif"), second.count("gone.tif")) == (1, 1)
+    assert first.startswith(f"  {glass}: no ")
+    assert second.startswith(f"  {gone} does not exist")
 
 
 def test_an_existing_result_is_a_failure_until_overwrite_is_given(
