@@ -15,6 +15,7 @@ from napari.layers import Image, Labels
 from napari_msamil.inference.classify import classify
 from napari_msamil.inference.geojson import Polygon
 from napari_msamil.inference.prediction import RESEARCH_USE, Prediction
+from napari_msamil.patches.grid import build_table
 from napari_msamil.plugin import compat, layers, regions, slides
 
 
@@ -107,6 +108,19 @@ def test_the_patches_with_most_attention_are_outlined_where_they_are(
         assert level0.min(axis=0) == pytest.approx(table.grid[row] * size)
         assert level0.max(axis=0) == pytest.approx((table.grid[row] + 1) * size)
     assert not top.editable
+
+
+def test_overlapping_patches_are_outlined_where_they_were_read(prediction: Prediction) -> None:
+    everywhere = np.ones((8, 8), bool)
+    old = prediction.table
+    table = build_table(
+        old.slide_size, old.slide_mpp, scales=old.scales, tissue=everywhere, lesion=everywhere, overlap=0.5
+    )
+    overlapping = replace(prediction, table=table)
+    for row in range(0, len(table), 7):
+        box = layers.patch_box(overlapping, row)[:, ::-1] + 0.5
+        assert box.min(axis=0) == pytest.approx(table.coords[row], abs=0.5)
+        assert np.ptp(box, axis=0) == pytest.approx(table.footprint(int(table.scale[row])))
 
 
 def test_only_the_outlines_of_the_shown_scale_can_be_seen(
