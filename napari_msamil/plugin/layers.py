@@ -124,7 +124,7 @@ def why_empty(prediction: Prediction, scale: int) -> str:
     if here.any():
         return f"{name}: no patch could be read"
     if prediction.fallback is not None:
-        return f"{name}: no patch was taken"
+        return f"{name}: no patch was among those taken"
     return f"{name}: no patch{' of the region' if prediction.region else ''} passed the lesion test"
 
 

@@ -222,7 +222,8 @@ def test_the_reason_for_an_empty_heatmap_is_the_true_one(prediction: Prediction)
     assert layers.why_empty(empty, 1) == ""
     square = (Polygon(np.array([[0.0, 0.0], [9.0, 0.0], [9.0, 9.0]])),)
     assert layers.why_empty(replace(empty, region=square), 2) == "2.5x: no patch of the region passed the lesion test"
-    assert layers.why_empty(replace(empty, fallback="took the 16 with the largest"), 2) == "2.5x: no patch was taken"
+    other = replace(empty, fallback="took the 16 with the largest")
+    assert layers.why_empty(other, 2) == "2.5x: no patch was among those taken"
     broken = replace(prediction, attention=np.where(prediction.table.scale == 1, np.nan, prediction.attention))
     assert layers.why_empty(broken, 1) == "5x: no patch could be read"
 
