@@ -7,7 +7,6 @@ import logging
 import os
 import subprocess
 import sys
-import tempfile
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -191,7 +190,8 @@ def _classify_one(request: Any, out: Path, *, overwrite: bool) -> Prediction:
     for name, p in zip(prediction.classes, prediction.probabilities, strict=True):
         print(f"  {p:7.2%}  {name}")
     print(
-        f"  patches: {counts}; {prediction.seconds['total']:.1f} s on {prediction.device} ({prediction.device_reason})"
+        f"  patches: {counts}; {prediction.seconds['total']:.1f} s on {prediction.device} in {prediction.precision} "
+        f"({prediction.device_reason})"
     )
     for note in (prediction.fallback, *prediction.notes):
         if note:
@@ -233,9 +233,7 @@ def demo(
 
     slide = out / "sample-slide.tif"
     if not slide.exists():
-        out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=out) as folder:
-            write_sample_slide(Path(folder) / slide.name, seed=0, lesion=True).replace(slide)
+        write_sample_slide(slide)
     _classify_one(Request(slide), out / "result", overwrite=True)
     if no_viewer:
         return

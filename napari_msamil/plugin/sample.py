@@ -20,10 +20,7 @@ def sample_path() -> Path:
     folder = Path(platformdirs.user_cache_dir("napari-msamil"))
     path = folder / f"synthetic-slide-{napari_msamil.__version__}.tif"
     if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(".part.tif")  # moved into place, so that an interrupted write leaves no broken sample
-        write_sample_slide(part)
-        part.replace(path)
+        write_sample_slide(path)
     return path
 
 

@@ -22,6 +22,9 @@ Floats = NDArray[np.float32]
 MPP = 1.0
 """µm per pixel of level 0."""
 
+SAMPLE_SEED = 10
+"""Of the slide that users see: in its lesion lie whole patches of each of the demo model's scales."""
+
 _TILE_PX = 256
 _SMALLEST_PX = 512
 # Optical density per unit of stain, red, green and blue: haematoxylin and eosin as scanners see them.
@@ -50,7 +53,7 @@ _ANGLES = 12
 
 
 def sample_arrays(
-    seed: int = 0, lesion: bool = True, size_px: int = 4096
+    seed: int = SAMPLE_SEED, lesion: bool = True, size_px: int = 4096
 ) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
     """Paint a synthetic slide.
 
@@ -84,7 +87,7 @@ def sample_arrays(
     return _develop(rng, canvas, tissue), canvas.lesion
 
 
-def write_sample_slide(path: str | Path, *, seed: int = 0, lesion: bool = True, size_px: int = 4096) -> Path:
+def write_sample_slide(path: str | Path, *, seed: int = SAMPLE_SEED, lesion: bool = True, size_px: int = 4096) -> Path:
     """Write a synthetic slide as a tiled pyramid TIFF (JPEG, 256-px tiles, halved levels, 1 µm per pixel).
 
     The file appears under its name only when it is complete. See `sample_arrays` for the arguments.

@@ -111,6 +111,7 @@ def test_the_sample_is_made_once_and_opens_as_a_slide(
 
     def make(path: Path) -> None:
         made.append(path)
+        path.parent.mkdir()
         shutil.copy(slide_file, path)
 
     monkeypatch.setattr(sample.platformdirs, "user_cache_dir", lambda name: str(tmp_path / name))

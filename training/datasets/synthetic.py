@@ -14,7 +14,7 @@ from .ebhi_seg import ADENOCARCINOMA, CLOSING_UM, TISSUES, close_mask
 
 TRAINING_SEEDS = range(1000, 2000)
 TEST_SEEDS = range(9000, 9100)
-"""Seeds never trained on. The sample that users see has seed 0, which is not trained on either."""
+"""Seeds never trained on. The sample that users see (`SAMPLE_SEED`) is not trained on either."""
 
 
 def synthetic_slide(seed: int, *, lesion: bool, size_px: int = 2048) -> ComposedSlide:
