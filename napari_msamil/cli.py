@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from napari_msamil import __version__
-from napari_msamil.errors import MsamilError
+from napari_msamil.errors import MsamilError, UnreadablePatchesError
 
 if TYPE_CHECKING:
     from napari_msamil.inference.prediction import Prediction
@@ -135,6 +135,8 @@ def classify(
         request = Request(slide, model, mpp, device, polygons, max_read_errors=max_read_errors)
         try:
             _classify_one(request, out, overwrite=overwrite)
+        except UnreadablePatchesError as error:
+            failed.append((slide, f"{error} Or accept a share of unreadable patches: --max-read-errors."))
         except MsamilError as error:
             failed.append((slide, str(error)))
         except Exception as error:  # one bad slide stops nothing; the traceback goes to the log, the reason to the list

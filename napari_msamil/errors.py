@@ -19,6 +19,10 @@ class ReadError(SlideError):
     """Pixels of an open slide cannot be read or decoded."""
 
 
+class UnreadablePatchesError(ReadError):
+    """More patches of a slide cannot be read than the caller accepts; ask again and accept more, or give up."""
+
+
 class ModelFileError(MsamilError):
     """The file is not a model of ours, or it was cut or changed."""
 

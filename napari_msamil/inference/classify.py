@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from napari_msamil.errors import MissingMppError, MsamilError, ReadError
+from napari_msamil.errors import MissingMppError, MsamilError, UnreadablePatchesError
 from napari_msamil.inference.candidates import candidate_table, choose_patches, on_square, read_thumbnail
 from napari_msamil.inference.engine import (
     BatchRunner,
@@ -106,6 +106,7 @@ def classify_steps(request: Request) -> Generator[Progress, None, Prediction]:
 
     Raises:
         SlideError, MissingMppError, ReadError: the slide cannot be used, and why.
+        UnreadablePatchesError: more patches cannot be read than the request accepts.
         ModelFileError: the model file cannot be used.
         RegionError: the region does not touch the slide.
         MsamilError: no tissue, or an unusable device.
@@ -260,10 +261,10 @@ def _extract(
             yield Progress("patches", done, len(table), left)
     if len(errors) > request.max_read_errors * len(table) or features is None:
         row, reason = next(iter(errors.items()))
-        raise ReadError(
+        raise UnreadablePatchesError(
             f"{slide.name}: {len(errors)} of {len(table)} patches could not be read, the first at "
             f"x={table.coords[row, 0]}, y={table.coords[row, 1]} ({reason}). The file may be damaged: copy it again "
-            "from its source, or allow a share of unreadable patches (--max-read-errors on the command line)."
+            "from its source."
         )
     return features, errors
 

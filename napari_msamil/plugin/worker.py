@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from napari.qt.threading import create_worker
 from qtpy.QtCore import QObject, Signal
 
-from napari_msamil.errors import MsamilError, ReadError
+from napari_msamil.errors import MsamilError, UnreadablePatchesError
 from napari_msamil.inference.engine import tune_allocator
 from napari_msamil.plugin.background import CLASSIFY, step_back
 
@@ -29,11 +29,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class _Outcome:
-    """How a run ended, and in which stage; neither a prediction nor an error means cancelled."""
+    """How a run ended; neither a prediction nor an error means cancelled."""
 
     prediction: Prediction | None = None
     error: Exception | None = None
-    stage: str = ""
 
 
 def _steps(request: Request, stop: threading.Event, files: ExitStack) -> Generator[Progress, None, _Outcome]:
@@ -48,7 +47,6 @@ def _steps(request: Request, stop: threading.Event, files: ExitStack) -> Generat
     from napari_msamil.inference.classify import classify_steps
 
     step_back(CLASSIFY)
-    stage = ""
     try:
         with files:
             steps = files.enter_context(closing(classify_steps(request)))
@@ -57,11 +55,10 @@ def _steps(request: Request, stop: threading.Event, files: ExitStack) -> Generat
                     progress = next(steps)
                 except StopIteration as end:
                     return _Outcome(prediction=end.value)
-                stage = progress.stage
                 yield progress
             return _Outcome()
     except Exception as error:
-        return _Outcome(error=error, stage=stage)
+        return _Outcome(error=error)
 
 
 class Run(QObject):
@@ -117,9 +114,8 @@ class Run(QObject):
         error, prediction = self._outcome.error, self._outcome.prediction
         if self._silent:
             return
-        if isinstance(error, ReadError) and self._outcome.stage == "patches":
-            strict = self.request.max_read_errors < 1
-            (self.unreadable if strict else self.failed).emit(_without_flag(error))
+        if isinstance(error, UnreadablePatchesError) and self.request.max_read_errors < 1:
+            self.unreadable.emit(str(error))
         elif isinstance(error, MsamilError):
             self.failed.emit(str(error))
         elif error is not None:
@@ -129,11 +125,6 @@ class Run(QObject):
             self.cancelled.emit()
         else:
             self.succeeded.emit(prediction)
-
-
-def _without_flag(error: ReadError) -> str:
-    """What could not be read and what to do, without the advice that is for the command line."""
-    return str(error).partition(", or allow ")[0].rstrip(".") + "."
 
 
 def _keep_triton_out() -> None:

@@ -14,7 +14,7 @@ from qtpy.QtCore import QMimeData, QPointF, Qt, QUrl
 from qtpy.QtGui import QDropEvent
 from qtpy.QtWidgets import QLabel
 
-from napari_msamil.errors import ModelFileError, ReadError
+from napari_msamil.errors import ModelFileError, ReadError, UnreadablePatchesError
 from napari_msamil.inference import classify as classify_module
 from napari_msamil.inference.classify import Progress, classify
 from napari_msamil.inference.prediction import RESEARCH_USE
@@ -195,7 +195,7 @@ def test_a_slide_without_any_readable_patch_fails_for_good(
 ) -> None:
     def steps(request: Any) -> Generator[Progress, None, None]:
         yield Progress("patches", 0, 9)
-        raise ReadError("square.tif: 9 of 9 patches could not be read.")
+        raise UnreadablePatchesError("square.tif: 9 of 9 patches could not be read.")
 
     monkeypatch.setattr(classify_module, "classify_steps", steps)
     panel.open_slide(slide_file)
