@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from napari_msamil import __version__
-from napari_msamil.errors import MsamilError, UnreadablePatchesError
+from napari_msamil.errors import MsamilError, ResultExistsError, UnreadablePatchesError
 
 if TYPE_CHECKING:
     from napari_msamil.inference.prediction import Prediction
@@ -40,7 +40,8 @@ class DeviceName(StrEnum):
 
 
 Mpp = Annotated[
-    float | None, typer.Option(help="µm per pixel of the full resolution, where the slide does not say.", min=0.001)
+    float | None,
+    typer.Option(help="µm per pixel of the full resolution; used for every slide, whatever it says itself.", min=0.001),
 ]
 ModelName = Annotated[str, typer.Option(help='"demo" or a model file (.safetensors).')]
 
@@ -84,7 +85,10 @@ def info(
             "mpp": opened.mpp,
             "mpp_source": opened.mpp_source,
             "reader": opened.backend,
-            "levels": [{"width_px": v.width, "height_px": v.height, "downsample": v.downsample} for v in opened.levels],
+            "levels": [
+                {"width_px": v.width, "height_px": v.height, "downsample": v.downsample, "stored": v.stored}
+                for v in opened.levels
+            ],
             "warnings": list(opened.warnings),
             "properties": dict(opened.properties),
         }
@@ -102,7 +106,8 @@ def info(
     )
     print(f"scale: {scale}")
     for number, level in enumerate(opened.levels):
-        print(f"level {number}: {level.width} x {level.height} px, 1:{level.downsample[0]:.4f}")
+        added = "" if level.stored else " (computed, not in the file)"
+        print(f"level {number}: {level.width} x {level.height} px, 1:{level.downsample[0]:.4f}{added}")
     for warning in opened.warnings:
         print(f"note: {warning}")
 
@@ -115,7 +120,8 @@ def classify(
     mpp: Mpp = None,
     device: Annotated[DeviceName, typer.Option(help="Where to compute.")] = DeviceName.AUTO,
     region: Annotated[
-        Path | None, typer.Option(help="GeoJSON with polygons in full-resolution pixels: look only there.")
+        Path | None,
+        typer.Option(help="GeoJSON with polygons in full-resolution pixels: look only there.", exists=True),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace earlier results.")] = False,
     max_read_errors: Annotated[
@@ -129,12 +135,17 @@ def classify(
 
     _refuse_same_names(slides)
     polygons = read_polygons(region) if region else None
-    choose_device(device)
+    if model != "demo" and not Path(model).is_file():
+        raise MsamilError(f'There is no model file {model}: check the path, or use "demo".')
+    if device not in (DeviceName.AUTO, DeviceName.CPU):  # which are always there; asking takes seconds
+        choose_device(device.value)
     failed: list[tuple[Path, str]] = []
     for slide in slides:
-        request = Request(slide, model, mpp, device, polygons, max_read_errors=max_read_errors)
+        request = Request(slide, model, mpp, device.value, polygons, max_read_errors=max_read_errors)
         try:
             _classify_one(request, out, overwrite=overwrite)
+        except ResultExistsError as error:
+            failed.append((slide, f"{error} (--out, --overwrite)"))
         except UnreadablePatchesError as error:
             failed.append((slide, f"{error} Or accept a share of unreadable patches: --max-read-errors."))
         except MsamilError as error:
@@ -171,6 +182,7 @@ def _refuse_same_names(slides: list[Path]) -> None:
 
 def _classify_one(request: Any, out: Path, *, overwrite: bool) -> Prediction:
     from napari_msamil.inference.classify import classify_steps
+    from napari_msamil.inference.prediction import percent
     from napari_msamil.inference.result import check_free, result_folder, write_result
 
     check_free(result_folder(request.slide, out), overwrite=overwrite)
@@ -188,9 +200,10 @@ def _classify_one(request: Any, out: Path, *, overwrite: bool) -> Prediction:
     counts = ", ".join(
         f"{int((prediction.table.scale == i).sum())} at {s.name}" for i, s in enumerate(prediction.table.scales)
     )
-    print(f"{request.slide.name}: {prediction.predicted} ({prediction.probabilities.max():.1%}) - research use only")
+    best = percent(float(prediction.probabilities.max()))
+    print(f"{request.slide.name}: {prediction.predicted} ({best}) - research use only")
     for name, p in zip(prediction.classes, prediction.probabilities, strict=True):
-        print(f"  {p:7.2%}  {name}")
+        print(f"  {percent(float(p)):>8}  {name}")
     print(
         f"  patches: {counts}; {prediction.seconds['total']:.1f} s on {prediction.device} in {prediction.precision} "
         f"({prediction.device_reason})"
@@ -198,6 +211,7 @@ def _classify_one(request: Any, out: Path, *, overwrite: bool) -> Prediction:
     for note in (prediction.fallback, *prediction.notes):
         if note:
             print(f"  note: {note}")
+    print(f"  model: {prediction.model_name}. {prediction.intended_use}")
     print(f"  result: {folder}", flush=True)
     return prediction
 
@@ -264,9 +278,13 @@ def view(
     model: ModelName = "demo",
 ) -> None:
     """Open a slide in napari with the classification panel beside it."""
+    from napari_msamil.slide.slide import open_slide
+
     reason = _no_viewer_reason()
     if reason:
         raise MsamilError(f"Cannot open napari: {reason}.")
+    with open_slide(slide, mpp):  # a file that is no slide is refused here, not in an empty window
+        pass
     # The plugin is reached as a program of its own: nothing below it may import it.
     command = [sys.executable, "-m", "napari_msamil.plugin", str(slide), "--model", model]
     command += ["--mpp", str(mpp)] if mpp else []

@@ -8,10 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
+import torch
 from typer.testing import CliRunner
 
 from napari_msamil import __version__
 from napari_msamil.cli import app
+from napari_msamil.errors import MsamilError
 from napari_msamil.models.card import OnEmpty, preset_card
 from napari_msamil.models.model import build_model, save_model
 
@@ -126,3 +128,24 @@ def test_two_slides_with_one_result_folder_are_wrong_usage(tmp_path: Path) -> No
 def test_model_show_and_verify_know_a_good_file(model_file: Path) -> None:
     assert '"malignant"' in runner.invoke(app, ["model", "show", str(model_file)]).stdout
     assert "whole and unchanged" in runner.invoke(app, ["model", "verify", str(model_file)]).stdout
+
+
+def test_a_file_that_is_no_slide_opens_no_window(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from napari_msamil import cli
+
+    monkeypatch.setattr(cli, "_no_viewer_reason", lambda: None)
+    monkeypatch.setattr(cli.subprocess, "run", lambda *given, **named: pytest.fail("napari was started"))
+    done = runner.invoke(app, ["view", str(tmp_path / "gone.svs")])
+    assert isinstance(done.exception, MsamilError)
+    assert "gone.svs" in str(done.exception)
+
+
+def test_a_missing_model_or_device_is_said_before_any_slide_is_opened(slides: list[Path], tmp_path: Path) -> None:
+    command = ["classify", *map(str, slides), "--out", str(tmp_path / "out")]
+    done = runner.invoke(app, [*command, "--model", str(tmp_path / "gone.safetensors")])
+    assert "There is no model file" in str(done.exception)
+    done = runner.invoke(app, [*command, "--region", str(tmp_path / "gone.geojson")])
+    assert done.exit_code == 2
+    if not torch.cuda.is_available():
+        done = runner.invoke(app, [*command, "--device", "cuda"])
+        assert str(done.exception).startswith("Device 'cuda' cannot be used")

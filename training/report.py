@@ -136,7 +136,7 @@ def finished_card(
             "command": command,
             "figures": figures
             | {
-                "measured": "after rounding the weights to half precision; fold 3 was read once, after training",
+                "measured": "after rounding the weights to half precision; nothing was chosen by fold 3",
                 "steps": {
                     "segment": recipe.segment,
                     "patches": recipe.patches,
@@ -146,8 +146,8 @@ def finished_card(
                 "versions": versions | {"python": platform.python_version()},
             },
             "intended_use": (
-                "Shows the program at work on colon sections. Research use only. Not for diagnosis. Trained on fields "
-                "of one hospital set side by side, never on whole slides."
+                "Shows the program at work and is good for nothing else: trained on fields of one hospital set side "
+                "by side, it is known to be wrong on real slide scans. Research use only. Not for diagnosis."
             ),
             "created": datetime.now(UTC).date().isoformat(),
         }

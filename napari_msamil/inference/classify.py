@@ -26,10 +26,11 @@ from napari_msamil.inference.engine import (
     parallel_batches,
     tune_allocator,
 )
-from napari_msamil.inference.geojson import Polygon, polygon_mask
+from napari_msamil.inference.geojson import Polygon, polygon_mask, read_polygons
 from napari_msamil.inference.prediction import Prediction
 from napari_msamil.patches.grid import PatchTable
 from napari_msamil.patches.reader import PatchBatch, read_patches
+from napari_msamil.patches.select import Selection
 from napari_msamil.patches.tissue import tissue_mask
 from napari_msamil.slide.slide import Slide, open_slide
 
@@ -83,10 +84,27 @@ def classify(
     *,
     mpp: float | tuple[float, float] | None = None,
     device: str = "auto",
-    region: tuple[Polygon, ...] | None = None,
+    region: str | Path | tuple[Polygon, ...] | None = None,
+    max_read_errors: float = 0.0,
 ) -> Prediction:
-    """Classify one slide; see `Request` for the arguments and `classify_steps` for the errors."""
-    steps = classify_steps(Request(Path(slide), model, mpp, device, region))
+    """Classify one slide: the same as `msamil classify`, without writing anything.
+
+    Args:
+        slide: slide file.
+        model: "demo" or a model file.
+        mpp: µm per level-0 px, one number or (x, y), where the slide does not say, or says it wrongly.
+        device: "auto", "cpu", "cuda", "cuda:1" or "mps".
+        region: look only there: a GeoJSON file, or polygons in level-0 px; None is the whole slide.
+        max_read_errors: share of patches, 0..1, that may be unreadable before the slide fails.
+
+    Returns:
+        Probabilities, attention per patch, lesion mask, and every fact needed to repeat it.
+
+    Raises:
+        MsamilError: see `classify_steps`; each message says what to do.
+    """
+    polygons = read_polygons(Path(region)) if isinstance(region, (str, Path)) else region
+    steps = classify_steps(Request(Path(slide), model, mpp, device, polygons, max_read_errors=max_read_errors))
     while True:
         try:
             next(steps)
@@ -119,10 +137,8 @@ def classify_steps(request: Request) -> Generator[Progress, None, Prediction]:
     yield Progress("open", 0, 1)
     with open_slide(request.slide, request.mpp) as slide:
         if slide.mpp is None:
-            raise MissingMppError(
-                f"{slide.name} does not say how many µm a pixel measures. "
-                "Give it: --mpp on the command line, the field 'µm per pixel' in napari."
-            )
+            why = " ".join(slide.warnings) or f"{slide.name} does not say how many µm a pixel measures."
+            raise MissingMppError(f"{why} Give it: --mpp on the command line, the field 'µm per pixel' in napari.")
         model = open_model(request.model)
         device = choose_device(request.device, cpu_precision=model.card.cpu_precision)
         model = model.to(device.name).for_inference(bf16=device.name == "cpu" and device.precision == "bf16")
@@ -136,9 +152,7 @@ def classify_steps(request: Request) -> Generator[Progress, None, Prediction]:
         table = candidate_table(size, slide.mpp, card, tissue=tissue, lesion=lesion, region=request.region)
         selection = choose_patches(table, card)
         if selection.rows.size == 0:
-            raise MsamilError(
-                f"{slide.name}: {selection.fallback or 'no tissue was found'}; there is nothing to classify."
-            )
+            raise MsamilError(f"{slide.name}: {_nothing(request, table, selection)}")
         table = table.take(selection.rows)
         clock.lap("patches")
 
@@ -167,6 +181,7 @@ def classify_steps(request: Request) -> Generator[Progress, None, Prediction]:
             lesion_mask=lesion.astype(np.uint8),
             tissue_mask=tissue.astype(np.uint8),
             lesion_label=card.lesion_label,
+            intended_use=card.intended_use,
             fallback=selection.fallback,
             region=request.region,
             notes=slide.warnings + _notes(request, len(table), len(errors)),
@@ -201,11 +216,23 @@ def _masks(slide: Slide, model: Model, device: Device) -> tuple[NDArray[np.bool_
     return tissue, lesion[: tissue.shape[0], : tissue.shape[1]]
 
 
+def _nothing(request: Request, table: PatchTable, selection: Selection) -> str:
+    """Why there is no patch to look at, and what helps."""
+    if request.region is None:
+        return f"{selection.fallback or 'no tissue was found'}; there is nothing to classify."
+    finest = table.scales[0]
+    return (
+        f"the region is too small, or holds too little tissue: it does not fill half of any patch, and the smallest "
+        f"patches are {finest.patch_px * finest.mpp:.0f} µm wide. Draw it larger, or on tissue."
+    )
+
+
 def _notes(request: Request, patches: int, unread: int) -> tuple[str, ...]:
     """What a reader of the result should know about how it came about."""
     notes = []
-    if patches < FEW_PATCHES:
-        notes.append(f"the result rests on {patches} patch{'es' if patches > 1 else ''} only")
+    read = patches - unread
+    if read < FEW_PATCHES:
+        notes.append(f"the result rests on {read} patch{'es' if read > 1 else ''} only")
     if unread:
         notes.append(f"{unread} of {patches} patches could not be read and were left out")
     if request.region is not None:

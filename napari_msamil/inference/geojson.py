@@ -48,7 +48,9 @@ def read_polygons(path: Path) -> tuple[Polygon, ...]:
     try:
         polygons = tuple(_polygons(document))
     except (KeyError, TypeError, ValueError) as error:
-        raise RegionError(f"{path} has a geometry that is not valid GeoJSON: {error!r}.") from error
+        raise RegionError(
+            f"{path} is JSON but not GeoJSON with polygons as QuPath writes it. Export the regions again."
+        ) from error
     if not polygons:
         raise RegionError(f"{path} holds no polygon: draw at least one closed region and export it again.")
     return polygons
@@ -78,6 +80,12 @@ def _polygon(rings: Any) -> Polygon:
     return Polygon(arrays[0], tuple(arrays[1:]))
 
 
+def multipolygon(polygons: tuple[Polygon, ...]) -> dict[str, Any]:
+    """Polygons as one GeoJSON geometry, to a hundredth of a level-0 px; `read_polygons` reads it back."""
+    rings = [[ring.round(2).tolist() for ring in (polygon.exterior, *polygon.holes)] for polygon in polygons]
+    return {"type": "MultiPolygon", "coordinates": rings}
+
+
 def polygon_mask(
     polygons: tuple[Polygon, ...], slide_size: tuple[int, int], shape: tuple[int, int]
 ) -> NDArray[np.bool_]:
@@ -91,11 +99,16 @@ def polygon_mask(
     factor = np.array([3 * width / slide_size[0], 3 * height / slide_size[1]])
     mask = np.zeros(shape, bool)
     for polygon in polygons:
-        fine = Image.new("1", (3 * width, 3 * height))
+        corners = polygon.exterior * factor / 3  # in mask px; only the box around them is drawn
+        left, top = np.clip(np.floor(corners.min(axis=0)), 0, (width, height)).astype(int)
+        right, bottom = np.clip(np.ceil(corners.max(axis=0)), 0, (width, height)).astype(int)
+        if left >= right or top >= bottom:
+            continue
+        fine = Image.new("1", (3 * int(right - left), 3 * int(bottom - top)))
         draw = ImageDraw.Draw(fine)
         for ring, fill in [(polygon.exterior, 1), *((hole, 0) for hole in polygon.holes)]:
-            draw.polygon([(float(x), float(y)) for x, y in ring * factor - 0.5], fill=fill)
-        mask |= np.asarray(fine)[1::3, 1::3]
+            draw.polygon([(float(x), float(y)) for x, y in ring * factor - 0.5 - (3 * left, 3 * top)], fill=fill)
+        mask[top:bottom, left:right] |= np.asarray(fine)[1::3, 1::3]
     if not mask.any():
         raise RegionError(
             f"No region lies on the slide of {slide_size[0]} x {slide_size[1]} px: "

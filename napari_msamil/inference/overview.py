@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from napari_msamil.inference.heatmap import Heatmap, colour
-from napari_msamil.inference.prediction import RESEARCH_USE
+from napari_msamil.inference.prediction import LESION_RGB, RESEARCH_USE, percent
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -19,7 +20,9 @@ if TYPE_CHECKING:
 PANEL_PX = 440
 GAP_PX = 16
 _INK, _PALE, _LINE, _BAR = (30, 30, 34), (110, 110, 118), (222, 222, 226), (66, 106, 168)
-_LESION = np.array([230, 30, 30], np.float32)
+_LESION = np.array(LESION_RGB, np.float32)
+_FOOT_PX = 19  # height of a line
+_KEY_PX = 230  # width of the colour key beside the first line
 
 
 def draw_overview(prediction: Prediction, slide: Slide) -> Image.Image:
@@ -34,8 +37,10 @@ def draw_overview(prediction: Prediction, slide: Slide) -> Image.Image:
     ]
     panels += [(_title(m), _with_heatmap(picture, m, prediction)) for m in maps]
     bars_px = 26 * len(prediction.classes)
-    height = 84 + bars_px + 30 + size[1] + 44
     width = max(760, GAP_PX + len(panels) * (size[0] + GAP_PX))
+    foot = _foot(prediction, width - 2 * GAP_PX)
+    below = 84 + bars_px + 24 + size[1] + 14
+    height = below + _FOOT_PX * len(foot) + 10
     page = Image.new("RGB", (width, height), "white")
     draw = ImageDraw.Draw(page)
     _write_head(draw, prediction)
@@ -45,8 +50,9 @@ def draw_overview(prediction: Prediction, slide: Slide) -> Image.Image:
         draw.text((left, top), _shortened(title, size[0], draw), fill=_INK, font=_font(15))
         page.paste(Image.fromarray(pixels), (left, top + 24))
         draw.rectangle((left - 1, top + 23, left + size[0], top + 24 + size[1]), outline=_LINE)
-    draw.text((GAP_PX, height - 30), _foot(prediction), fill=_PALE, font=_font(13))
-    _draw_key(draw, (width - GAP_PX, height - 30))
+    for number, line in enumerate(foot):
+        draw.text((GAP_PX, below + _FOOT_PX * number), line, fill=_PALE, font=_font(13))
+    _draw_key(draw, (width - GAP_PX, below))
     return page
 
 
@@ -56,10 +62,8 @@ def _title(heatmap: Heatmap) -> str:
 
 
 def _write_head(draw: ImageDraw.ImageDraw, prediction: Prediction) -> None:
-    best = float(prediction.probabilities.max())
-    draw.text(
-        (GAP_PX, 12), f"{prediction.slide_path.name}: {prediction.predicted} ({best:.1%})", fill=_INK, font=_font(24)
-    )
+    best = percent(float(prediction.probabilities.max()))
+    draw.text((GAP_PX, 12), f"{prediction.slide_path.name}: {prediction.predicted} ({best})", fill=_INK, font=_font(24))
     draw.text(
         (GAP_PX, 46), f"{RESEARCH_USE}  Model {prediction.model_name} ({prediction.method})", fill=_PALE, font=_font(15)
     )
@@ -68,16 +72,19 @@ def _write_head(draw: ImageDraw.ImageDraw, prediction: Prediction) -> None:
         draw.text((GAP_PX, y), name, fill=_INK, font=_font(15))
         draw.rectangle((GAP_PX + 220, y + 2, GAP_PX + 520, y + 17), outline=_LINE)
         draw.rectangle((GAP_PX + 220, y + 2, GAP_PX + 220 + round(300 * float(p)), y + 17), fill=_BAR)
-        draw.text((GAP_PX + 532, y), f"{p:.1%}", fill=_INK, font=_font(15))
+        draw.text((GAP_PX + 532, y), percent(float(p)), fill=_INK, font=_font(15))
 
 
-def _foot(prediction: Prediction) -> str:
+def _foot(prediction: Prediction, width_px: int) -> list[str]:
+    """What belongs to the result, in lines that fit the page: counts, areas, every note, what the model is for."""
     counts = ", ".join(
         f"{int((prediction.table.scale == i).sum())} at {s.name}" for i, s in enumerate(prediction.table.scales)
     )
     areas = f"Lesion {prediction.lesion_area_mm2:.2f} sq. mm, tissue {prediction.tissue_area_mm2:.2f} sq. mm."
-    text = f"Patches: {counts}. {areas}"
-    return f"{text} {prediction.fallback[:1].upper()}{prediction.fallback[1:]}." if prediction.fallback else text
+    notes = [f"Note: {text}." for text in (prediction.fallback, *prediction.notes) if text]
+    columns = (width_px - _KEY_PX) // 7
+    told = [f"Patches: {counts}. {areas}", *notes, f"Intended use: {prediction.intended_use}"]
+    return [line for text in told for line in textwrap.wrap(text, columns)]
 
 
 def _draw_key(draw: ImageDraw.ImageDraw, right: tuple[int, int]) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from napari_msamil.inference.geojson import multipolygon
 from napari_msamil.inference.heatmap import Heatmap, Values, express, rasterize
 
 if TYPE_CHECKING:
@@ -19,6 +20,17 @@ if TYPE_CHECKING:
     from napari_msamil.patches.grid import PatchTable
 
 RESEARCH_USE = "Research use only. Not for diagnosis."
+LESION_RGB = (13, 217, 242)
+"""Colour of the lesion wherever it is drawn: cyan, unlike any stain."""
+
+
+def percent(probability: float) -> str:
+    """A probability for people: one decimal, never a rounded 0 or 100 that claims certainty."""
+    if 0 < probability < 0.001:
+        return "< 0.1 %"
+    if 0.999 < probability < 1:
+        return "> 99.9 %"
+    return f"{100 * probability:.1f} %"
 
 
 @dataclass(frozen=True)
@@ -38,6 +50,7 @@ class Prediction:
         read_errors: reason by row of the table.
         lesion_mask, tissue_mask: (h, w) uint8 of 0 and 1, stretched over the whole slide.
         lesion_label: what the lesion mask outlines, from the model's card.
+        intended_use: what the model is for and what not, from its card.
         region: the polygons that were looked at, level-0 px; None is the whole slide.
         fallback: what was done because no patch passed the lesion filter, else None.
         notes: further things the user should know.
@@ -63,6 +76,7 @@ class Prediction:
     lesion_mask: NDArray[np.uint8]
     tissue_mask: NDArray[np.uint8]
     lesion_label: str
+    intended_use: str
     region: tuple[Polygon, ...] | None
     fallback: str | None
     notes: tuple[str, ...]
@@ -140,11 +154,12 @@ class Prediction:
                 "sha256": self.model_sha256,
                 "classes": list(self.classes),
                 "lesion_label": self.lesion_label,
+                "intended_use": self.intended_use,
             },
             "predicted": self.predicted,
             "probabilities": {c: float(p) for c, p in zip(self.classes, self.probabilities, strict=True)},
             "scales": scales,
-            "region": None if self.region is None else [p.exterior.round(2).tolist() for p in self.region],
+            "region": None if self.region is None else multipolygon(self.region),
             "lesion_area_mm2": round(self.lesion_area_mm2, 6),
             "tissue_area_mm2": round(self.tissue_area_mm2, 6),
             "fallback": self.fallback,

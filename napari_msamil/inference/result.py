@@ -15,13 +15,13 @@ import tifffile
 from napari_msamil.errors import MsamilError, ResultExistsError
 from napari_msamil.inference.geojson import mask_feature_collection
 from napari_msamil.inference.overview import draw_overview
+from napari_msamil.inference.prediction import LESION_RGB
 from napari_msamil.slide.slide import open_slide
 
 if TYPE_CHECKING:
     from napari_msamil.inference.heatmap import Heatmap
     from napari_msamil.inference.prediction import Prediction
 
-LESION_RGB = (230, 30, 30)
 SUMMARY = "prediction.json"
 
 
@@ -40,11 +40,9 @@ def check_free(folder: Path, *, overwrite: bool) -> None:
     if not folder.exists():
         return
     if not (folder / SUMMARY).is_file():
-        raise ResultExistsError(f"{folder} is there already and is no result of ours: choose another folder (--out).")
+        raise ResultExistsError(f"{folder} is there already and is no result of ours: choose another folder.")
     if not overwrite:
-        raise ResultExistsError(
-            f"{folder} is there already. Choose another folder (--out), or replace it (--overwrite)."
-        )
+        raise ResultExistsError(f"{folder} is there already: choose another folder, or say that it may be replaced.")
 
 
 def write_result(prediction: Prediction, out_dir: str | Path, *, overwrite: bool = False) -> Path:

@@ -11,6 +11,8 @@ MPP_LIMITS = (0.05, 20.0)
 
 Mpp = tuple[float, float]
 
+_SAME = 0.01  # relative difference below which a given pixel size repeats the file's
+
 
 def resolve_mpp(
     name: str, explicit: float | Mpp | None, found: tuple[float | None, float | None] | None
@@ -29,7 +31,8 @@ def resolve_mpp(
         SlideError: the explicit value is no positive number.
     """
     if explicit is not None:
-        return _explicit_mpp(name, explicit)
+        mpp, source, warnings = _explicit_mpp(name, explicit)
+        return mpp, source, warnings + _overruled(name, mpp, found)
     if found is None or found == (None, None):
         return None, "missing", ()
     x, y = found
@@ -43,6 +46,17 @@ def resolve_mpp(
         )
         return None, "missing", (warning,)
     return (float(x), float(y)), "metadata", ()
+
+
+def _overruled(name: str, mpp: Mpp, found: tuple[float | None, float | None] | None) -> tuple[str, ...]:
+    """A warning where the file states a plausible pixel size and another one was given."""
+    if found is None or not all(value is not None and _plausible(value) for value in found):
+        return ()
+    if all(abs(given / stated - 1) < _SAME for given, stated in zip(mpp, found, strict=True) if stated):
+        return ()
+    stated_size = " x ".join(f"{value:.4g}" for value in dict.fromkeys(found))
+    given_size = " x ".join(f"{value:.4g}" for value in dict.fromkeys(mpp))
+    return (f"{name} states {stated_size} µm per pixel; the {given_size} given by hand is used instead",)
 
 
 def _explicit_mpp(name: str, explicit: float | Mpp) -> tuple[Mpp, str, tuple[str, ...]]:

@@ -35,11 +35,13 @@ class Level:
     Attributes:
         width, height: pixels.
         downsample: (x, y) level-0 pixels per pixel of this level; floats, hardly ever whole numbers.
+        stored: whether the file holds it; else it is computed when it is asked for.
     """
 
     width: int
     height: int
     downsample: tuple[float, float]
+    stored: bool = True
 
 
 class Slide:
@@ -73,9 +75,8 @@ class Slide:
         self.properties: Mapping[str, str] = MappingProxyType(dict(facts.properties))
         self.warnings = facts.warnings + warnings
         self._plans = plan_levels(facts.sizes, facts.downsamples)
-        self.levels = tuple(Level(*plan.size, plan.downsample) for plan in self._plans)
+        self.levels = tuple(Level(*plan.size, plan.downsample, plan.stored is not None) for plan in self._plans)
         self.width, self.height = self.levels[0].width, self.levels[0].height
-        self._stored = tuple(plan.stored is not None for plan in self._plans)
         self._closed = False
         self._locks: dict[int, threading.Lock] = {}
         self._handles: dict[int, _Handle] = {os.getpid(): _Handle(backend, self._plans)}
@@ -129,8 +130,8 @@ class Slide:
         """
         if not (width > 0 and height > 0 and size[0] > 0 and size[1] > 0):
             raise ValueError(f"a box of {width} x {height} pixels cannot be read as {size}; all four must be positive")
-        count = 1 if level0 else len(self.levels)
-        plan = plan_read(self.levels[:count], self._stored[:count], (x, y, width, height), size)
+        levels = self.levels[:1] if level0 else self.levels
+        plan = plan_read(levels, [level.stored for level in levels], (x, y, width, height), size)
         level = self.levels[plan.level]
         return run_plan(plan, self.read_level, (level.width, level.height))
 

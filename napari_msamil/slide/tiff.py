@@ -217,7 +217,9 @@ def _check_codec(path: Path, page: Any) -> None:
         TIFF.DECOMPRESSORS[page.compression]
     except KeyError as error:
         method = getattr(page.compression, "name", page.compression)
-        raise OtherReaderError(f"{path.name} is compressed by unknown method {method}; export it as JPEG.") from error
+        raise OtherReaderError(
+            f"{path.name} is compressed by unknown method {method}; export it as a TIFF compressed with JPEG."
+        ) from error
 
 
 def _pixel_format(path: Path, page: Any, planes: int) -> PixelFormat:

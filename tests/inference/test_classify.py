@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -192,10 +193,25 @@ def test_a_region_limits_what_is_read(slide_file: Path, model_file: Path) -> Non
     assert 0 < len(inside.table) < 60
     assert inside.table.coords.max() <= 512
     assert inside.tissue_area_mm2 == pytest.approx(0.04, rel=0.1)
-    assert inside.summary()["region"] == [square.tolist()]
+    assert inside.summary()["region"] == {"type": "MultiPolygon", "coordinates": [[square.tolist()]]}
     assert any("drawn region" in note for note in inside.notes)
     with pytest.raises(RegionError, match="No region lies on the slide"):
         classify(slide_file, model_file, region=(Polygon(square + 1e5),))
+
+
+def test_a_region_too_small_for_any_patch_says_so(slide_file: Path, model_file: Path) -> None:
+    small = np.array([[480.0, 380], [500, 380], [500, 400], [480, 400]])
+    with pytest.raises(MsamilError, match=r"region is too small.*64 µm wide"):
+        classify(slide_file, model_file, region=(Polygon(small),))
+
+
+def test_a_region_may_be_a_file(slide_file: Path, model_file: Path, tmp_path: Path) -> None:
+    square = [[[300, 200], [800, 200], [800, 700], [300, 700], [300, 200]]]
+    path = tmp_path / "region.geojson"
+    path.write_text(json.dumps({"type": "Polygon", "coordinates": square}))
+    found = classify(slide_file, model_file, region=path)
+    assert found.region is not None
+    assert found.region[0].exterior.tolist() == square[0]
 
 
 def test_a_slide_without_mpp_is_refused_until_it_is_given(tmp_path: Path, model_file: Path) -> None:

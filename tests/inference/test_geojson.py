@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from napari_msamil.errors import RegionError
-from napari_msamil.inference.geojson import Polygon, mask_feature_collection, polygon_mask, read_polygons
+from napari_msamil.inference.geojson import Polygon, mask_feature_collection, multipolygon, polygon_mask, read_polygons
 
 SQUARE = [[[100, 100], [300, 100], [300, 300], [100, 300], [100, 100]]]
 HOLED = [[*SQUARE[0]], [[150, 150], [250, 150], [250, 250], [150, 250], [150, 150]]]
@@ -52,8 +52,8 @@ def test_a_hole_is_cut_out_of_the_region() -> None:
     [
         ("not json", "is not GeoJSON"),
         ('{"type": "Point", "coordinates": [1, 2]}', "holds no polygon"),
-        ('{"type": "Polygon", "coordinates": [[[0, 0], [1, 1]]]}', "not valid GeoJSON"),
-        ('{"type": "Polygon"}', "not valid GeoJSON"),
+        ('{"type": "Polygon", "coordinates": [[[0, 0], [1, 1]]]}', "not GeoJSON with polygons"),
+        ('{"type": "Polygon"}', "not GeoJSON with polygons"),
     ],
 )
 def test_a_file_without_usable_regions_is_refused_by_name(tmp_path: Path, text: str, message: str) -> None:
@@ -98,3 +98,27 @@ def test_a_mask_that_touches_the_border_stays_on_the_slide() -> None:
 
 def test_an_empty_mask_gives_an_empty_collection() -> None:
     assert mask_feature_collection(np.zeros((4, 4), np.uint8), (8, 8), label="x", rgb=(0, 0, 0))["features"] == []
+
+
+def test_a_region_written_to_a_result_reads_back_with_its_holes(tmp_path: Path) -> None:
+    given = read_polygons(_write(tmp_path / "r.geojson", {"type": "Polygon", "coordinates": HOLED}))
+    (back,) = read_polygons(_write(tmp_path / "b.geojson", multipolygon(given)))
+    assert back.exterior.tolist() == HOLED[0]
+    assert [hole.tolist() for hole in back.holes] == [HOLED[1]]
+
+
+def test_many_polygons_fill_what_each_fills_alone() -> None:
+    rng = np.random.default_rng(0)
+    corners = rng.uniform(-40, 420, (12, 1, 2)) + rng.uniform(0, 60, (12, 5, 2))  # some over the edge of the slide
+    polygons = tuple(Polygon(ring) for ring in corners)
+    together = polygon_mask(polygons, (400, 300), (120, 160))
+    y, x = (np.indices((120, 160)) + 0.5) * 2.5  # centres of the mask's pixels, level-0 px
+    inside = np.zeros((120, 160), bool)
+    for ring in corners:  # even-odd rule, ring by ring
+        crossings = np.zeros((120, 160), int)
+        for (ax, ay), (bx, by) in zip(ring, np.roll(ring, -1, axis=0), strict=True):
+            spans = (ay > y) != (by > y)
+            with np.errstate(divide="ignore", invalid="ignore"):
+                crossings += spans & (x < (bx - ax) * (y - ay) / (by - ay) + ax)
+        inside |= crossings % 2 == 1
+    assert (together != inside).mean() < 0.01

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from PIL import Image
 from napari_msamil.errors import MsamilError, ResultExistsError
 from napari_msamil.inference import result
 from napari_msamil.inference.classify import classify
+from napari_msamil.inference.overview import _foot
 from napari_msamil.inference.prediction import Prediction
 from napari_msamil.inference.result import write_result
 
@@ -69,7 +71,7 @@ def test_the_overview_shows_five_panels(prediction: Prediction, tmp_path: Path) 
 def test_an_existing_result_is_kept_unless_it_may_be_replaced(prediction: Prediction, tmp_path: Path) -> None:
     folder = write_result(prediction, tmp_path)
     (folder / "note.txt").write_text("mine")
-    with pytest.raises(ResultExistsError, match="--overwrite"):
+    with pytest.raises(ResultExistsError, match="is there already"):
         write_result(prediction, tmp_path)
     assert (folder / "note.txt").exists()
     write_result(prediction, tmp_path, overwrite=True)
@@ -103,3 +105,12 @@ def test_a_failure_half_way_leaves_neither_a_new_folder_nor_harms_the_old(
     with pytest.raises(MsamilError, match="No space left"):
         write_result(prediction, tmp_path / "new")
     assert list((tmp_path / "new").iterdir()) == []
+
+
+def test_the_overview_tells_every_note_and_what_the_model_is_for(prediction: Prediction) -> None:
+    told = replace(prediction, fallback="took all", notes=("one thing", "another " * 60), intended_use="To look at.")
+    lines = _foot(told, 800)
+    text = " ".join(lines)
+    for part in ("Note: took all.", "Note: one thing.", "another", "Intended use: To look at."):
+        assert part in text
+    assert max(map(len, lines)) < 100

@@ -20,10 +20,13 @@ def test_an_explicit_value_wins_over_metadata(make_slide, tmp_path) -> None:
         assert slide.mpp == pytest.approx((0.5, 0.5), rel=1e-6)
         assert slide.mpp_source == "metadata"
     with open_slide(path, 0.25) as slide:
-        assert (slide.mpp, slide.mpp_source, slide.warnings) == ((0.25, 0.25), "explicit", ())
+        assert (slide.mpp, slide.mpp_source) == ((0.25, 0.25), "explicit")
+        assert slide.warnings == ("slide.tif states 0.5 µm per pixel; the 0.25 given by hand is used instead",)
         uid = slide.uid
     with open_slide(path, (1.0, 2.0)) as slide:
         assert (slide.mpp, slide.mpp_source, slide.uid) == ((1.0, 2.0), "explicit", uid)
+    with open_slide(path, 0.501) as slide:
+        assert slide.warnings == (), "the same, rounded"
 
 
 def test_both_axes_are_read(make_slide, tmp_path) -> None:
