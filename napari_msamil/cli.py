@@ -28,6 +28,8 @@ app = typer.Typer(
 )
 model_app = typer.Typer(help="Look into model files.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(model_app, name="model")
+cohort_app = typer.Typer(help="Tables of slides to train on.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(cohort_app, name="cohort")
 
 
 class DeviceName(StrEnum):
@@ -290,6 +292,27 @@ def view(
     command += ["--mpp", str(mpp)] if mpp else []
     command += ["--run"] if run else []
     raise typer.Exit(subprocess.run(command, check=False).returncode)
+
+
+@cohort_app.callback()
+def _cohort() -> None:
+    """Keeps "check" a subcommand while it is the only one."""
+
+
+@cohort_app.command("check")
+def check(
+    file: Annotated[Path, typer.Argument(help="CSV file: slide, label, patient; optional split or fold, mpp, lesion.")],
+    folds: Annotated[int, typer.Option(help="Folds to draw where the table has none.", min=2)] = 5,
+) -> None:
+    """Open every slide of a table and name everything that keeps it from being trained on."""
+    from napari_msamil.training.cohort import CohortError, check_cohort, read_cohort
+
+    cohort = read_cohort(file)
+    faults = check_cohort(cohort, folds=folds)
+    if faults:
+        raise CohortError(f"{file} cannot be trained on: " + "; ".join(faults) + ".")
+    patients = len({slide.patient for slide in cohort.slides})
+    print(f"{file}: {len(cohort.slides)} slides of {patients} patients, classes {', '.join(cohort.classes)}; no faults")
 
 
 @model_app.command("show")

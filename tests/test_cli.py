@@ -149,3 +149,16 @@ def test_a_missing_model_or_device_is_said_before_any_slide_is_opened(slides: li
     if not torch.cuda.is_available():
         done = runner.invoke(app, [*command, "--device", "cuda"])
         assert str(done.exception).startswith("Device 'cuda' cannot be used")
+
+
+def test_a_table_of_slides_is_checked(slides: list[Path], tmp_path: Path) -> None:
+    table = tmp_path / "cohort.csv"
+    rows = "".join(f"{slide},{'ab'[k]},p{k},{k}\n" for k, slide in enumerate(slides))
+    table.write_text("slide,label,patient,fold\n" + rows, encoding="utf-8")
+    done = runner.invoke(app, ["cohort", "check", str(table)])
+    assert done.exit_code == 0, done.exception
+    assert "2 slides of 2 patients, classes a, b; no faults" in done.stdout
+    slides[0].write_bytes(b"no slide")
+    done = runner.invoke(app, ["cohort", "check", str(table)])
+    assert isinstance(done.exception, MsamilError)
+    assert slides[0].name in str(done.exception)

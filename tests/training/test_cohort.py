@@ -1,0 +1,124 @@
+"""The table of slides: every fault is named at once, and no patient is ever in two parts."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from napari_msamil.slide.sample import write_sample_slide
+from napari_msamil.training.cohort import CohortError, CohortSlide, check_cohort, read_cohort, split_cohort
+
+HEADER = "slide,label,patient"
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Callable[..., Path]:
+    """Writes a table beside ten empty slide files s0.tif to s9.tif."""
+    for number in range(10):
+        (tmp_path / f"s{number}.tif").touch()
+
+    def write(*lines: str, header: str = HEADER) -> Path:
+        path = tmp_path / "cohort.csv"
+        path.write_text("\n".join((header, *lines)) + "\n", encoding="utf-8")
+        return path
+
+    return write
+
+
+def test_a_full_row_is_read_with_paths_relative_to_the_table(table: Callable[..., Path], tmp_path: Path) -> None:
+    (tmp_path / "s0.geojson").touch()
+    path = table("s0.tif,tumour,p1,2,0.25,s0.geojson,Bonn", header=HEADER + ",fold,mpp,lesion,site")
+    [slide] = read_cohort(path).slides
+    expected = CohortSlide(
+        tmp_path / "s0.tif", "tumour", "p1", fold=2, mpp=0.25, lesion=tmp_path / "s0.geojson", site="Bonn"
+    )
+    assert slide == expected
+
+
+def test_classes_are_the_labels_in_alphabetical_order(table: Callable[..., Path]) -> None:
+    cohort = read_cohort(table("s0.tif,tumour,a", "s1.tif,normal,b", "s2.tif,tumour,c"))
+    assert cohort.classes == ("normal", "tumour")
+    assert cohort.targets().tolist() == [1, 0, 1]
+
+
+def test_every_fault_is_named_in_one_message(table: Callable[..., Path]) -> None:
+    path = table(
+        "gone.tif,a,p1,training,", "s1.tif,,p2,training,", "s2.tif,a,p3,train,0.5", "s3.tif,b,p4,test,99",
+        "s4.tif,a,p5,test,", "s4.tif,b,p5,training,",
+        header=HEADER + ",split,mpp",
+    )  # fmt: skip
+    with pytest.raises(CohortError) as caught:
+        read_cohort(path)
+    said = str(caught.value)
+    for fault in (
+        "cohort.csv", "line 2: there is no slide", "gone.tif", "line 3: label is empty", "line 4: split is 'train'",
+        "line 5: mpp is '99'", "s4.tif stands there 2 times", "patient p5 is in test and training",
+    ):  # fmt: skip
+        assert fault in said
+
+
+@pytest.mark.parametrize(
+    ("header", "line", "message"),
+    [
+        ("slide,label", "s0.tif,a", "lacks the column patient"),
+        (HEADER + ",mmp", "s0.tif,a,p,1", "unknown columns 'mmp'"),
+        (HEADER + ",split,fold", "s0.tif,a,p,test,1", "both split and fold"),
+        (HEADER, "s0.tif,a,p,extra", "more cells than the header"),
+        (HEADER + ",fold", "s0.tif,a,p,one", "fold is 'one'"),
+        (HEADER + ",lesion", "s0.tif,a,p,s1.docx", "there is no lesion file"),
+    ],
+)
+def test_a_fault_of_the_table_says_what_is_wrong(
+    table: Callable[..., Path], header: str, line: str, message: str
+) -> None:
+    with pytest.raises(CohortError, match=message):
+        read_cohort(table(line, header=header))
+
+
+def test_an_empty_or_binary_file_is_no_table(tmp_path: Path, table: Callable[..., Path]) -> None:
+    with pytest.raises(CohortError, match="no slides"):
+        read_cohort(table())
+    (tmp_path / "binary.csv").write_bytes(bytes(range(256)))
+    with pytest.raises(CohortError, match="cannot be read"):
+        read_cohort(tmp_path / "binary.csv")
+
+
+def test_checking_opens_every_slide_and_counts_patients(table: Callable[..., Path], tmp_path: Path) -> None:
+    write_sample_slide(tmp_path / "s0.tif", size_px=512)
+    cohort = read_cohort(table("s0.tif,a,p0", "s1.tif,b,p1"))
+    faults = check_cohort(cohort, folds=2)
+    assert any("s1.tif" in fault for fault in faults)
+    assert any("class 'a' has 1 patient for 2 folds" in fault for fault in faults)
+    assert not any("s0.tif" in fault for fault in faults)
+
+
+def test_no_patient_is_in_two_parts_and_every_slide_is_tested_once(tmp_path: Path) -> None:
+    for number in range(60):
+        (tmp_path / f"t{number}.tif").touch()
+    lines = [f"t{k}.tif,{'ab'[k // 3 % 2]},p{k // 3}" for k in range(60)]  # 20 patients of three slides each
+    path = tmp_path / "cohort.csv"
+    path.write_text("\n".join((HEADER, *lines)))
+    cohort = read_cohort(path)
+    parts = split_cohort(cohort, folds=5, seed=1)
+    assert sorted(np.concatenate([part.test for part in parts]).tolist()) == list(range(60))
+    for part in parts:
+        three = (part.training, part.validation, part.test)
+        patients = [{cohort.slides[row].patient for row in rows} for rows in three]
+        assert sum(map(len, patients)) == len(set.union(*patients)) == 20
+        for rows in three:
+            assert set(cohort.targets()[rows].tolist()) == {0, 1}, "both classes are in every part"
+    again = split_cohort(cohort, folds=5, seed=1)
+    assert all(np.array_equal(one.validation, other.validation) for one, other in zip(parts, again, strict=True))
+
+
+def test_splits_and_folds_of_the_table_are_kept(table: Callable[..., Path]) -> None:
+    lines = [
+        f"s{k}.tif,{'ab'[k % 2]},p{k},{['training', 'training', 'validation', 'test'][k // 2 % 4]}" for k in range(8)
+    ]
+    [part] = split_cohort(read_cohort(table(*lines, header=HEADER + ",split")))
+    assert (part.training.tolist(), part.validation.tolist(), part.test.tolist()) == ([0, 1, 2, 3], [4, 5], [6, 7])
+    lines = [f"s{k}.tif,{'ab'[k % 2]},p{k},{k // 5}" for k in range(10)]
+    first, second = split_cohort(read_cohort(table(*lines, header=HEADER + ",fold")))
+    assert first.test.tolist() == [0, 1, 2, 3, 4]
+    assert second.test.tolist() == [5, 6, 7, 8, 9]
