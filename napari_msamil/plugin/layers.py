@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from napari_msamil.plugin.compat import overlay, show_colorbar
-from napari_msamil.plugin.slides import HEATMAP, KEY, LESION, TOP, tag
+from napari_msamil.plugin.slides import HEATMAP, KEY, LESION, TOP, slide_layers, tag
 
 if TYPE_CHECKING:
     import napari.layers
@@ -24,6 +24,7 @@ from napari_msamil.inference.prediction import RESEARCH_USE
 COLORMAP = "viridis"  # perceptual, and unlike the pinks and violets of H&E
 LESION_COLOUR = (0.05, 0.85, 0.95, 1.0)
 TOP_COLOUR = (1.0, 0.85, 0.1, 1.0)
+VISITED_COLOUR = (1.0, 1.0, 1.0, 1.0)
 TOP_COUNT = 10
 VALUE_NAMES = {
     "rank": "attention rank in this slide (0 lowest, 1 highest)",
@@ -143,14 +144,14 @@ def _top_patches(prediction: Prediction, slide_layer: napari.layers.Image, mark:
         "name": f"{slide_layer.name} | top patches",
         "shape_type": "rectangle",
         "face_color": [0.0, 0.0, 0.0, 0.0],
-        "edge_color": _top_colours(names, table.scales[0].name),
-        "edge_width": [float(box[2, 0] - box[0, 0]) / 80 for box in boxes] or 1,
+        "edge_color": _top_colours(names, table.scales[0].name, None),
+        "edge_width": _top_widths(boxes, None) or 1,
         "features": {
             "scale": names,
             "rank": [place for best in rows for place in range(1, len(best) + 1)],
             "attention": [float(prediction.attention[row]) for best in rows for row in best],
         },
-        "metadata": {KEY: {**mark, "role": TOP, "shown": table.scales[0].name}},
+        "metadata": {KEY: {**mark, "role": TOP, "shown": table.scales[0].name, "visited": None}},
     }
     return boxes, keywords, "shapes"
 
@@ -163,9 +164,16 @@ def patch_box(prediction: Prediction, row: int) -> NDArray[np.float64]:
     return np.array([[y, x], [y, x + width], [y + height, x + width], [y + height, x]])
 
 
-def _top_colours(names: list[str], shown: str | None) -> NDArray[np.float64] | list[float]:
-    """Edge colours that hide the outlines of every other scale."""
-    return np.array([[*TOP_COLOUR[:3], float(name == shown)] for name in names]) if names else list(TOP_COLOUR)
+def _top_colours(names: list[str], shown: str | None, visited: int | None) -> NDArray[np.float64] | list[float]:
+    """Edge colours that hide the outlines of every other scale and tell the visited patch from the others."""
+    if not names:
+        return list(TOP_COLOUR)
+    colours = [VISITED_COLOUR if i == visited else TOP_COLOUR for i in range(len(names))]
+    return np.array([[*colour[:3], float(name == shown)] for colour, name in zip(colours, names, strict=True)])
+
+
+def _top_widths(boxes: list[NDArray[np.float64]], visited: int | None) -> list[float]:
+    return [float(np.ptp(box[:, 0])) / (32 if i == visited else 80) for i, box in enumerate(boxes)]
 
 
 def _outline_top(viewer: napari.viewer.Viewer) -> None:
@@ -173,9 +181,22 @@ def _outline_top(viewer: napari.viewer.Viewer) -> None:
     for layer in (a for a in viewer.layers if tag(a).get("role") == TOP):
         maps = result_layers(viewer, tag(layer)["slide"], HEATMAP)
         shown = next((tag(a)["scale"] for a in reversed(maps) if a.visible), None)
-        if tag(layer)["shown"] != shown and len(layer.data):
-            layer.edge_color = _top_colours(list(layer.features["scale"]), shown)
-            layer.metadata[KEY] = {**tag(layer), "shown": shown}
+        if tag(layer)["shown"] != shown:
+            _outline(layer, shown, tag(layer)["visited"])
+
+
+def mark_patch(viewer: napari.viewer.Viewer, slide_id: str, name: str, rank: int) -> None:
+    """Let the outline of one of a slide's patches with most attention stand out: of scale `name`, first is rank 1."""
+    for layer in result_layers(viewer, slide_id, TOP):
+        found = np.flatnonzero((layer.features["scale"] == name) & (layer.features["rank"] == rank))
+        _outline(layer, tag(layer)["shown"], int(found[0]) if len(found) else None)
+
+
+def _outline(layer: Any, shown: str | None, visited: int | None) -> None:
+    layer.metadata[KEY] = {**tag(layer), "shown": shown, "visited": visited}
+    if len(layer.data):
+        layer.edge_width = _top_widths(layer.data, visited)  # says nothing to the canvas; the colours do
+        layer.edge_color = _top_colours(list(layer.features["scale"]), shown, visited)
 
 
 def result_layers(viewer: napari.viewer.Viewer, slide_id: str, role: str | None = None) -> list[napari.layers.Layer]:
@@ -241,6 +262,13 @@ def remove_result(viewer: napari.viewer.Viewer, slide_id: str) -> None:
         viewer.layers.remove(layer)
 
 
+def remove_orphans(viewer: napari.viewer.Viewer) -> None:
+    """Take away what lay on slides that are gone: their results, and the regions drawn on them."""
+    slides = {tag(a)["slide"] for a in slide_layers(viewer)}
+    for layer in [a for a in viewer.layers if "slide" in tag(a) and tag(a)["slide"] not in slides]:
+        viewer.layers.remove(layer)
+
+
 def show_scale(viewer: napari.viewer.Viewer, slide_id: str, name: str | None) -> None:
     """Show one scale's heatmap of a slide, such as "20x", and hide its others; None hides all."""
     for layer in result_layers(viewer, slide_id, HEATMAP):
@@ -263,13 +291,14 @@ def set_values(viewer: napari.viewer.Viewer, slide_id: str, prediction: Predicti
 def mark_view(viewer: napari.viewer.Viewer) -> None:
     """Write on the canvas what a visible heatmap shows and that it is for research; clear it where none is shown.
 
-    The outlines of the patches with most attention follow the heatmap.
+    The colour bar is that of the heatmap the text is about, and the outlines of the patches with most attention follow
+    the heatmap too.
     """
     _outline_top(viewer)
     shown = [a for a in viewer.layers if tag(a).get("role") in (LESION, HEATMAP) and a.visible]
     maps = [a for a in shown if tag(a)["role"] == HEATMAP]
     for layer in (a for a in viewer.layers if tag(a).get("role") == HEATMAP):
-        show_colorbar(layer, layer.visible and not tag(layer)["empty"])
+        show_colorbar(layer, layer in maps[-1:] and not tag(layer)["empty"])
     lines = [tag(a)["empty"] or f"{tag(a)['scale']}: {VALUE_NAMES[tag(a)['values']]}" for a in maps[-1:]]
     text = overlay(viewer, "text")
     ours = RESEARCH_USE in text.text
