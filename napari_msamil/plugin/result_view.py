@@ -169,10 +169,11 @@ def percent(probability: float) -> str:
 
 
 def facts(prediction: Prediction) -> str:
-    """Patches per scale, areas, device and time, one per line."""
+    """What the model is for, patches per scale, areas, device and time, one per line."""
     table = prediction.table
     counts = " · ".join(f"{s.name} {int((table.scale == i).sum())}" for i, s in enumerate(table.scales))
     return "\n".join([
+        f"Intended use: {prediction.intended_use}",
         f"Patches: {counts}",
         f"{prediction.lesion_label.capitalize()}: {prediction.lesion_area_mm2:.3g} mm²",
         f"Tissue: {prediction.tissue_area_mm2:.3g} mm²",
