@@ -28,16 +28,20 @@ class Form(QWidget):
 
     Signals:
         changed(): an answer changed, or the layers to choose from did.
+        recalibrated(layer): a slide got another pixel size.
         open_asked(), draw_asked(): the buttons.
     """
 
     changed = Signal()
+    recalibrated = Signal(object)
     open_asked = Signal()
     draw_asked = Signal()
 
     def __init__(self, viewer: napari.viewer.Viewer, parent: QWidget | None = None) -> None:
         super().__init__(parent)
         self._viewer = viewer
+        self._slide_id = ""
+        self._regions_chosen: dict[str, Any] = {}  # by slide, where another one was chosen since
         self.slide = ComboBox(choices=self._slides, nullable=False, tooltip="The slide to classify")
         self.open_button = PushButton(
             text="Open …", tooltip="Open a slide file; dropping it on this panel does the same"
@@ -94,15 +98,14 @@ class Form(QWidget):
 
     def refresh(self) -> None:
         """Offer the layers that are there now; the answers stay where they still make sense."""
-        self.slide.reset_choices()
-        self.region.reset_choices()
+        _offer(self.slide, self.layer)
         self._slide_changed()
         self._model_changed()
 
     def choose(self, layer: napari.layers.Image) -> None:
         """Select a slide layer."""
-        self.slide.reset_choices()
-        self.slide.value = layer
+        _offer(self.slide, layer)
+        self._slide_changed()
 
     def choose_model(self, model: str | Path) -> None:
         """Select the demo model, by the name "demo", or a model file."""
@@ -122,6 +125,7 @@ class Form(QWidget):
         if layer is not None and self._asks(layer) and mpp > 0 and mpp_of(layer) != (mpp, mpp):
             calibrate(self._viewer, layer, mpp)
             self._slide_changed()
+            self.recalibrated.emit(layer)
 
     @staticmethod
     def _asks(layer: napari.layers.Image) -> bool:
@@ -159,12 +163,26 @@ class Form(QWidget):
         return [(layer.name, layer) for layer in reversed(slide_layers(self._viewer))]
 
     def _regions(self, _: Any) -> list[tuple[str, Any]]:
+        """What can be looked at: this slide's regions, and shapes that are not known to lie on another slide."""
         drawn = (layer for layer in self._viewer.layers if isinstance(layer, napari.layers.Shapes))
         shapes = [layer for layer in drawn if tag(layer).get("role") != TOP]
-        return [(WHOLE, None), *((layer.name, layer) for layer in shapes)]
+        here = [layer for layer in shapes if tag(layer).get("slide", self._slide_id) == self._slide_id]
+        return [(WHOLE, None), *((layer.name, layer) for layer in here)]
+
+    def _offer_regions(self) -> None:
+        """Offer the chosen slide's regions; one who comes back to a slide finds the region drawn on it chosen still."""
+        left, self._slide_id = self._slide_id, "" if self.layer is None else tag(self.layer)["slide"]
+        chosen = self.region.value
+        if left != self._slide_id:
+            self._regions_chosen[left] = chosen
+            chosen = self._regions_chosen.pop(self._slide_id, None)
+            if chosen is not None and "slide" not in tag(chosen):
+                chosen = None
+        _offer(self.region, chosen)
 
     def _slide_changed(self) -> None:
         layer = self.layer
+        self._offer_regions()
         ask = layer is not None and self._asks(layer)
         self.mpp.native.setVisible(ask)
         self._mpp_label.setVisible(ask)
@@ -182,6 +200,14 @@ class Form(QWidget):
     def _model_changed(self) -> None:
         self.file.native.setVisible(self.model.value == FILE)
         self.changed.emit()
+
+
+def _offer(box: ComboBox, chosen: Any) -> None:
+    """Let a box offer what there is now, with one thing chosen if it is among it, whatever its name has become."""
+    with box.changed.blocked():
+        box.reset_choices()
+        if box.choices:
+            box.value = chosen if chosen in box.choices else box.choices[0]
 
 
 def heading(text: str) -> QLabel:

@@ -30,14 +30,14 @@ FILTER = "Slides (*.svs *.ndpi *.scn *.bif *.tif *.tiff *.qptiff *.mrxs *.dcm *.
 
 
 class Opener(QObject):
-    """Opens slide files as layers; a file that cannot be read gives a message.
+    """Opens slide files as layers.
 
     Signals:
-        opened(layer): a slide's layer is in the viewer.
+        refused(str): why a file cannot be opened.
         preparing_changed(): the list of images that are decoded now is another one.
     """
 
-    opened = Signal(object)
+    refused = Signal(str)
     preparing_changed = Signal()
 
     def __init__(self, viewer: napari.viewer.Viewer, parent: QWidget) -> None:
@@ -54,7 +54,7 @@ class Opener(QObject):
         try:
             described = layer_data(path, mpp)
         except MsamilError as error:
-            show_error(str(error))
+            self._refuse(str(error))
             return None
         slide = slide_in(described)
         if not slide.decodes_first:
@@ -87,7 +87,7 @@ class Opener(QObject):
         if error:
             slide.close()
             self.preparing_changed.emit()
-            show_error(error)
+            self._refuse(error)
         else:
             self._add(described, then)
 
@@ -95,11 +95,13 @@ class Opener(QObject):
         data, keywords, _ = described
         layer = self._viewer.add_image(data, **keywords)
         compat.overlay(self._viewer, "scale_bar").visible = True
-        compat.fit(self._viewer, layer)
-        self.opened.emit(layer)
         if then is not None:
             then()
         return layer
+
+    def _refuse(self, reason: str) -> None:
+        show_error(reason)
+        self.refused.emit(reason)
 
 
 def _prepare(slide: Slide) -> str:

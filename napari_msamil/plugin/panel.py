@@ -6,18 +6,20 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from napari.utils.notifications import show_info
-from qtpy.QtCore import QEvent, Qt
+from qtpy.QtCore import QEvent, Qt, QTimer
 from qtpy.QtWidgets import QScrollArea, QVBoxLayout, QWidget
 
 from napari_msamil.errors import MsamilError
 from napari_msamil.plugin.background import import_ahead
 from napari_msamil.plugin.form import Form
+from napari_msamil.plugin.layers import remove_orphans
 from napari_msamil.plugin.opening import Opener
 from napari_msamil.plugin.regions import add_region_layer
 from napari_msamil.plugin.result_view import ResultView
 from napari_msamil.plugin.results import Results
 from napari_msamil.plugin.run_view import RunView
 from napari_msamil.plugin.slides import SLIDE, tag, watch
+from napari_msamil.plugin.stage import Stage
 from napari_msamil.plugin.worker import Run
 
 if TYPE_CHECKING:
@@ -34,7 +36,8 @@ class MilPanel(QScrollArea):
     """Classify a slide and look at its probabilities, lesion outline and attention.
 
     It puts the steps below each other (`form`, `run_view`, `result_view`), starts and ends classifications, and follows
-    the viewer's layers. `opener` opens slides; `results` keeps and shows what was found.
+    the viewer's layers. `opener` opens slides; `results` keeps and shows what was found. The viewer shows the slide
+    that is chosen in the form.
 
     Args:
         viewer: the viewer to work in; only its public names are used.
@@ -45,7 +48,6 @@ class MilPanel(QScrollArea):
         self._viewer = viewer
         self._run: Run | None = None
         self._run_layer: Any = None
-        self._damaged: Any = None  # the slide layer with the unreadable patches that the last message is about
         self._closed = False
         self._asked = ""
         self.form = Form(viewer)
@@ -53,6 +55,7 @@ class MilPanel(QScrollArea):
         self.result_view = ResultView()
         self.opener = Opener(viewer, self)
         self.results = Results(viewer, self.form, self.result_view)
+        self._stage = Stage(viewer, self.form.layer)
         self._lay_out()
         self._connect()
         self._update()
@@ -75,7 +78,8 @@ class MilPanel(QScrollArea):
         self.form.changed.connect(self._update)
         self.form.open_asked.connect(self.opener.ask)
         self.form.draw_asked.connect(self._draw_region)
-        self.opener.opened.connect(self._on_opened)
+        self.form.recalibrated.connect(self.results.outdate)
+        self.opener.refused.connect(self._on_refused)
         self.opener.preparing_changed.connect(self._update)
         self.run_view.start_asked.connect(self.classify)
         self.run_view.cancel_asked.connect(self.cancel)
@@ -106,9 +110,9 @@ class MilPanel(QScrollArea):
         """
         return self.opener.open(path, mpp, then=then)
 
-    def _on_opened(self, layer: napari.layers.Image) -> None:
-        self.form.choose(layer)
-        self._update()
+    def _on_refused(self, reason: str) -> None:
+        if not self.running:  # its line is the run's until it ends
+            self.run_view.say(reason, error=True)
 
     def dragEnterEvent(self, event: Any) -> None:  # noqa: N802
         """Accept files."""
@@ -177,9 +181,9 @@ class MilPanel(QScrollArea):
     def _on_success(self, prediction: Prediction) -> None:
         layer = self._run_layer
         self._end_run()
+        self.form.choose(layer)
         self.results.add(layer, prediction)
         self.run_view.say("")
-        self.form.choose(layer)
         self._update()
 
     def _on_failure(self, message: str) -> None:
@@ -187,8 +191,9 @@ class MilPanel(QScrollArea):
         self.run_view.say(message, error=True)
 
     def _on_unreadable(self, message: str) -> None:
-        self._damaged = self._run_layer
+        layer = self._run_layer
         self._end_run()
+        self.form.choose(layer)  # the button is about the chosen slide
         self.run_view.say(message, error=True, leave_out=True)
 
     def _on_cancelled(self) -> None:
@@ -203,20 +208,20 @@ class MilPanel(QScrollArea):
     # --- keeping up with the viewer ----------------------------------------------------------------------------------
 
     def _update(self) -> None:
-        """Enable what can be done now, and say why the rest cannot."""
+        """Show the chosen slide, enable what can be done now, and say why the rest cannot."""
+        turned = self._stage.turn_to(self.form.layer)
         missing = self.form.missing()
         self.form.setEnabled(not self.running)
         self.form.device.enabled = not self.running
         self.run_view.enable(running=self.running, missing=missing)
         preparing = self.opener.preparing
         asked = f"Preparing {', '.join(preparing)} …" if preparing else missing
-        if asked and not self.running:
-            self.run_view.say(asked)
-        elif self.run_view.status.text() == self._asked and not asked:
-            self.run_view.say("")
-        elif self.run_view.offers_leave_out and self.form.layer is not self._damaged:
-            self.run_view.say("")  # the button would leave out patches of another slide
-        self._asked = asked
+        if not self.running:
+            # What was said since stays until there is something new to ask or another slide, which it is not about.
+            news = bool(asked) and asked != self._asked
+            if turned or news or self.run_view.status.text() == self._asked:
+                self.run_view.say(asked)
+            self._asked = asked
         self.results.refresh()
 
     def _listen(self, layer: Any) -> None:
@@ -232,6 +237,8 @@ class MilPanel(QScrollArea):
 
     def _on_inserted(self, event: Any) -> None:
         self._listen(event.value)
+        if tag(event.value).get("role") == SLIDE:
+            self.form.choose(event.value)
         self._on_layers()
 
     def _on_removed(self, event: Any) -> None:
@@ -243,9 +250,15 @@ class MilPanel(QScrollArea):
             self._end_run()
         if tag(layer).get("role") == SLIDE:
             self.results.forget(layer)
+            # Not at once: whoever removes several layers counts on the rest of the list.
+            QTimer.singleShot(0, self._remove_orphans)
         self._on_layers()
         if stopped:
             self.run_view.say("Stopped: the slide was removed.")
+
+    def _remove_orphans(self) -> None:
+        if not self._closed:
+            remove_orphans(self._viewer)
 
     def _on_layers(self, event: Any = None) -> None:
         self.form.refresh()

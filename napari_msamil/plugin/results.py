@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from napari.qt.threading import create_worker
 from qtpy.QtCore import QObject, Signal
-from qtpy.QtWidgets import QFileDialog
+from qtpy.QtWidgets import QFileDialog, QMessageBox
 
 from napari_msamil.errors import MsamilError
 from napari_msamil.plugin import compat, layers
@@ -15,10 +16,9 @@ from napari_msamil.plugin.result_view import OFF
 from napari_msamil.plugin.slides import HEATMAP, tag
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import napari.layers
     import napari.viewer
+    from qtpy.QtWidgets import QWidget
 
     from napari_msamil.inference.prediction import Prediction
     from napari_msamil.plugin.form import Form
@@ -48,7 +48,7 @@ class Results(QObject):
         self._view = view
         self._closed = False
         self._results: dict[str, Prediction] = {}
-        self._visited: tuple[tuple[str, int], int] = ("", 0), 0  # slide and scale of the last patch shown, its place
+        self._visited: dict[str, tuple[int, int]] = {}  # by slide: scale of the last patch shown, its place
         view.scale_chosen.connect(self._show_scale)
         view.values_chosen.connect(self._show_values)
         view.opacity_chosen.connect(self._show_opacity)
@@ -61,14 +61,23 @@ class Results(QObject):
 
     def add(self, layer: napari.layers.Image, prediction: Prediction) -> None:
         """Keep a slide's result in place of an earlier one, and lay it on the slide."""
+        self.forget(layer)
         self._results[tag(layer)["slide"]] = prediction
-        self._visited = ("", 0), 0
-        self._view.place.setText("")
         layers.show(self._viewer, layer, prediction, values=self._view.values.value)
 
     def forget(self, layer: napari.layers.Layer) -> None:
-        """Drop the result of a slide layer that was removed."""
+        """Drop the result of a slide layer; its layers are not touched."""
         self._results.pop(tag(layer)["slide"], None)
+        self._visited.pop(tag(layer)["slide"], None)
+
+    def outdate(self, layer: napari.layers.Image) -> None:
+        """Take away the result of a slide that was given another pixel size: it is about patches of another size."""
+        old = self.of(layer)
+        if old is not None:
+            self.forget(layer)
+            layers.remove_result(self._viewer, tag(layer)["slide"])
+            said = f"The result was made with the old pixel size ({old.mpp[0]:.4g} µm) and was removed: classify again."
+            self.said.emit(said, False)
 
     def refresh(self) -> None:
         """Show the chosen slide's result in the view, or hide the view where there is none."""
@@ -80,6 +89,7 @@ class Results(QObject):
         values = next((tag(layer)["values"] for layer in maps), "rank")
         opacity = next((layer.opacity for layer in maps), 0.5)
         self._view.show_prediction(prediction, scale=self._shown_scale(), values=values, opacity=opacity)
+        self._say_place()
 
     def follow_eye(self, layer: napari.layers.Layer) -> None:
         """Name the scale that is shown now that a layer was shown or hidden."""
@@ -87,10 +97,15 @@ class Results(QObject):
             self._view.set_scale(self._shown_scale())
 
     def save(self, folder: str | Path) -> None:
-        """Write the chosen slide's result below a folder, in the background; an earlier one there is never replaced."""
-        worker = create_worker(
-            _write, self._results[self._slide_id()], folder, _start_thread=False, _ignore_errors=True
-        )
+        """Write the chosen slide's result below a folder, in the background; asks before it replaces an earlier one."""
+        from napari_msamil.inference.result import SUMMARY, result_folder
+
+        prediction = self._results[self._slide_id()]
+        earlier = result_folder(prediction.slide_path, Path(folder))
+        replace = (earlier / SUMMARY).is_file()
+        if replace and not may_replace(earlier, self._view):
+            return
+        worker = create_worker(_write, prediction, folder, replace, _start_thread=False, _ignore_errors=True)
         worker.returned.connect(self._on_saved)
         self._view.save.enabled = False
         self.said.emit("Saving …", False)
@@ -135,26 +150,46 @@ class Results(QObject):
         """Centre the next patch of the shown scale, most attention first, at its own magnification."""
         layer, prediction = self._form.layer, self._results[self._slide_id()]
         names = [scale.name for scale in prediction.table.scales]
+        if self._shown_scale() == OFF:
+            self._show_scale(names[0])
         shown = self._shown_scale()
         scale = names.index(shown) if shown in names else 0
         best = prediction.top_patches(scale, layers.TOP_COUNT)
         if layer is None or not len(best):
             self._view.place.setText("No patch at this scale")
             return
-        before, place = self._visited
-        place = (place + 1) % len(best) if before == (self._slide_id(), scale) else 0
-        self._visited = (self._slide_id(), scale), place
+        before, place = self._visited.get(self._slide_id(), (scale, -1))
+        place = (place + 1) % len(best) if before == scale else 0
+        self._visited[self._slide_id()] = scale, place
+        layers.mark_patch(self._viewer, self._slide_id(), names[scale], place + 1)
         view = compat.camera(self._viewer)
         view.center = tuple(layer.data_to_world(layers.patch_box(prediction, int(best[place])).mean(axis=0)))
         view.zoom = 1 / prediction.table.scales[scale].mpp  # one pixel of the screen is one of the patch
-        self._view.place.setText(f"{place + 1} of {len(best)} at {names[scale]}")
+        self._say_place()
+
+    def _say_place(self) -> None:
+        """Say which of the patches with most attention was visited last."""
+        text = ""
+        if self._slide_id() in self._visited:
+            prediction = self._results[self._slide_id()]
+            scale, place = self._visited[self._slide_id()]
+            count = len(prediction.top_patches(scale, layers.TOP_COUNT))
+            text = f"{place + 1} of {count} at {prediction.table.scales[scale].name}"
+        self._view.place.setText(text)
 
 
-def _write(prediction: Prediction, folder: str | Path) -> tuple[bool, str]:
+def may_replace(folder: Path, parent: QWidget) -> bool:
+    """Ask the user whether a result that was saved earlier may be replaced."""
+    question = f"A result of {folder.name} is in this folder already.\n\nReplace it?"
+    yes, no = QMessageBox.StandardButton.Yes, QMessageBox.StandardButton.No
+    return bool(QMessageBox.question(parent, "Save result", question, yes | no, no) == yes)
+
+
+def _write(prediction: Prediction, folder: str | Path, overwrite: bool) -> tuple[bool, str]:
     from napari_msamil.inference.result import write_result
 
     try:
-        return True, f"Saved to {write_result(prediction, folder)}"
+        return True, f"Saved to {write_result(prediction, folder, overwrite=overwrite)}"
     except MsamilError as error:
         return False, str(error)
     except Exception as error:  # whatever it is, the user waits for an answer

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 from qtpy.QtCore import QMimeData, QPointF, Qt, QUrl
 from qtpy.QtGui import QDropEvent
-from qtpy.QtWidgets import QLabel
+from qtpy.QtWidgets import QLabel, QMessageBox
 
 from napari_msamil.errors import ModelFileError, ReadError, UnreadablePatchesError
 from napari_msamil.inference import classify as classify_module
 from napari_msamil.inference.classify import Progress, classify
 from napari_msamil.inference.prediction import RESEARCH_USE
-from napari_msamil.plugin import compat, slides
+from napari_msamil.plugin import compat, layers, slides
 from napari_msamil.slide import flat
 from napari_msamil.slide.slide import Slide
 
@@ -73,6 +73,7 @@ def test_a_click_classifies_and_shows_mask_and_one_map_per_scale(
     said = texts(panel)
     assert RESEARCH_USE in said
     assert "Device: cpu" in said
+    assert f"Intended use: {panel.result_of(viewer.layers['square']).intended_use}" in said
     assert said.count(f"Model: {panel.result_of(viewer.layers['square']).model_name}") == 1
     assert "benign" in said
     assert "malignant" in said
@@ -291,6 +292,160 @@ def test_the_same_file_opened_twice_keeps_two_results(panel: Any, viewer: Any, s
     assert not panel.result_view.isHidden()
 
 
+def shown(viewer: Any) -> list[str]:
+    return [layer.name for layer in viewer.layers if layer.visible]
+
+
+def colour_bars(viewer: Any) -> list[str]:
+    maps = [layer for layer in viewer.layers if slides.tag(layer).get("role") == "heatmap"]
+    return [layer.name for layer in maps if layer.colorbar.visible]
+
+
+@pytest.fixture
+def pair(panel: Any, viewer: Any, make_slide: Any, qtbot: Any) -> tuple[Any, Any]:
+    """Two slides of different size: "first" has a result whose 5x map is shown, "second", opened later, has none."""
+    first = panel.open_slide(make_slide("first.tif", seed=1))
+    run(panel, qtbot)
+    panel.result_view.scale.value = "5x"
+    return first, panel.open_slide(make_slide("second.tif", seed=2, size=(900, 600)))
+
+
+def test_the_chosen_slide_is_shown_as_it_was_left_and_the_others_are_hidden(
+    panel: Any, viewer: Any, pair: tuple[Any, Any], qtbot: Any
+) -> None:
+    first, second = pair
+    mine = viewer.add_points([[10, 20]], units=("um", "um"), name="mine")
+    assert shown(viewer) == ["second", "mine"]
+    assert not compat.overlay(viewer, "text").visible
+    assert colour_bars(viewer) == []
+    assert compat.camera(viewer).center[-2:] == pytest.approx((299.5, 449.5), abs=1)
+    panel.form.slide.value = first
+    assert shown(viewer) == ["first", "first | attention 5x", "first | lesion", "first | top patches", "mine"]
+    assert panel.result_view.scale.value == "5x"
+    assert "5x: attention rank" in compat.overlay(viewer, "text").text
+    assert colour_bars(viewer) == ["first | attention 5x"]
+    assert compat.camera(viewer).center[-2:] == pytest.approx((449.5, 599.5), abs=1)
+    panel.form.slide.value = second
+    run(panel, qtbot)
+    assert colour_bars(viewer) == ["second | attention 10x"]
+    assert [name for name in shown(viewer) if name.startswith("first")] == []
+    mine.visible = False
+    panel.form.slide.value = first
+    assert not mine.visible
+    assert [name for name in shown(viewer) if name.startswith("second")] == []
+
+
+def test_a_hidden_slide_can_be_looked_at_by_its_eye_icon_and_a_new_run_keeps_the_camera(
+    panel: Any, viewer: Any, pair: tuple[Any, Any], qtbot: Any
+) -> None:
+    first, _ = pair
+    camera = compat.camera(viewer)
+    camera.center, camera.zoom = (0, 100, 200), 3.0
+    first.visible = True
+    viewer.layers["first | attention 10x"].visible = True
+    viewer.layers["first | attention 2.5x"].visible = True
+    assert colour_bars(viewer) == ["first | attention 10x"], "that of the map on top, which the text is about"
+    run(panel, qtbot)
+    assert first.visible
+    assert camera.center[-2:] == (100, 200)
+    assert camera.zoom == 3.0
+
+
+def test_a_slide_that_napari_opens_is_chosen_and_shown(
+    panel: Any, viewer: Any, slide_file: Path, make_slide: Any
+) -> None:
+    panel.open_slide(slide_file)
+    data, keywords, _ = slides.layer_data(make_slide("dropped.tif"))
+    dropped = viewer.add_image(data, **keywords)
+    assert panel.form.layer == dropped
+    assert shown(viewer) == ["dropped"]
+
+
+def test_opening_the_panel_leaves_the_camera_where_it_is(viewer: Any, slide_file: Path, make_slide: Any) -> None:
+    from napari_msamil.plugin.panel import MilPanel
+
+    for path in (slide_file, make_slide("upper.tif")):
+        data, keywords, _ = slides.layer_data(path)
+        viewer.add_image(data, **keywords)
+    camera = compat.camera(viewer)
+    camera.center, camera.zoom = (0, 100, 200), 3.0
+    panel = MilPanel(viewer)
+    assert shown(viewer) == ["upper"]
+    assert camera.center[-2:] == (100, 200)
+    panel.shut_down()
+    panel.deleteLater()
+
+
+def test_removing_a_slide_removes_its_result_and_its_regions(
+    panel: Any, viewer: Any, pair: tuple[Any, Any], qtbot: Any
+) -> None:
+    first, second = pair
+    panel.form.slide.value = first
+    panel.form.draw.native.click()
+    viewer.add_points([[10, 20]], units=("um", "um"), name="mine")
+    viewer.layers.remove(first)
+    qtbot.waitUntil(lambda: layer_names(viewer) == ["second", "mine"])
+    assert panel.form.layer == second
+    assert shown(viewer) == ["second", "mine"]
+    assert not compat.overlay(viewer, "text").visible
+
+
+def test_everything_can_be_removed_at_once(panel: Any, viewer: Any, pair: tuple[Any, Any], qtbot: Any) -> None:
+    viewer.layers.select_all()
+    viewer.layers.remove_selected()
+    qtbot.wait(20)
+    assert len(viewer.layers) == 0
+    assert "Open a slide" in panel.run_view.status.text()
+
+
+def test_a_slide_is_offered_its_own_regions_and_unmarked_shapes(
+    panel: Any, viewer: Any, slide_file: Path, make_slide: Any
+) -> None:
+    first = panel.open_slide(slide_file)
+    panel.form.draw.native.click()
+    own = viewer.layers["square | region"]
+    mine = viewer.add_shapes([[[0, 0], [0, 9], [9, 9]]], shape_type="polygon", units=("um", "um"), name="mine")
+    panel.open_slide(make_slide("second.tif"))
+    assert panel.form.region.value is None
+    assert list(panel.form.region.choices) == [None, mine]
+    panel.form.region.value = mine
+    panel.form.slide.value = first
+    assert panel.form.region.value == own, "as it was left"
+    assert set(panel.form.region.choices) == {None, own, mine}
+    own.name = "tumour"
+    assert panel.form.region.native.currentText() == "tumour"
+    panel.form.region.value = mine
+    viewer.layers.remove("second")
+    assert panel.form.region.value == mine, "the slide is the same"
+    panel.open_slide(make_slide("third.tif"))
+    assert panel.form.region.value is None
+
+
+def test_renaming_the_chosen_slide_chooses_no_other(panel: Any, viewer: Any, slide_file: Path, make_slide: Any) -> None:
+    panel.open_slide(slide_file)
+    second = panel.open_slide(make_slide("second.tif"))
+    second.name = "case 7"
+    assert panel.form.layer == second
+    assert shown(viewer) == ["case 7"]
+
+
+def test_a_corrected_pixel_size_takes_the_old_result_away(panel: Any, viewer: Any, bare_file: Path, qtbot: Any) -> None:
+    layer = panel.open_slide(bare_file)
+    panel.form.mpp.value = 1.0
+    run(panel, qtbot)
+    panel.form.mpp.native.editingFinished.emit()
+    assert panel.result_of(layer) is not None, "the same number changes nothing"
+    panel.form.mpp.value = 0.9
+    panel.form.mpp.native.editingFinished.emit()
+    assert panel.result_of(layer) is None
+    assert panel.result_view.isHidden()
+    assert layer_names(viewer) == ["bare"]
+    assert "old pixel size (1 µm)" in panel.run_view.status.text()
+    assert "classify again" in panel.run_view.status.text()
+    run(panel, qtbot)
+    assert panel.result_of(layer).mpp == (0.9, 0.9)
+
+
 def test_a_slide_without_pixel_size_asks_for_it_and_becomes_calibrated(
     panel: Any, viewer: Any, bare_file: Path, qtbot: Any
 ) -> None:
@@ -356,6 +511,30 @@ def test_the_next_button_walks_through_the_patches_with_most_attention(
             assert panel.result_view.place.text() == f"{place + 1} of {len(best)} at {name}"
 
 
+def test_the_visited_patch_stands_out_and_off_shows_the_finest_map_first(
+    panel: Any, viewer: Any, slide_file: Path, make_slide: Any, qtbot: Any
+) -> None:
+    layer = panel.open_slide(slide_file)
+    run(panel, qtbot)
+    panel.result_view.scale.value = "Off"
+    top = viewer.layers["square | top patches"]
+    for place in (0, 1):
+        panel.result_view.next.native.click()
+        assert panel.result_view.scale.value == "10x"
+        white = np.flatnonzero((top.edge_color == layers.VISITED_COLOUR).all(axis=1))
+        assert white.tolist() == [place]
+        assert np.argmax(np.array(top.edge_width)[top.features["scale"] == "10x"]) == place
+    panel.open_slide(make_slide("second.tif"))
+    panel.form.slide.value = layer
+    assert panel.result_view.place.text().startswith("2 of")
+    assert (top.edge_color[1] == layers.VISITED_COLOUR).all()
+    panel.result_view.scale.value = "5x"
+    assert top.edge_color[1, 3] == 0, "it is of another scale"
+    panel.result_view.next.native.click()
+    [white] = np.flatnonzero((top.edge_color == layers.VISITED_COLOUR).all(axis=1))
+    assert (top.features["scale"][white], top.features["rank"][white]) == ("5x", 1)
+
+
 def test_values_and_opacity_change_all_maps(panel: Any, viewer: Any, slide_file: Path, qtbot: Any) -> None:
     panel.open_slide(slide_file)
     run(panel, qtbot)
@@ -375,8 +554,35 @@ def test_the_result_is_saved_as_the_command_line_saves_it(
     qtbot.waitUntil(lambda: "Saved to" in panel.run_view.status.text(), timeout=SECONDS)
     saved = json.loads((tmp_path / "out" / "square" / "prediction.json").read_text())
     assert saved["predicted"] in panel.result_view.headline.text()
+
+
+def test_a_result_saved_before_is_replaced_only_if_the_user_says_so(
+    panel: Any, slide_file: Path, tmp_path: Path, qtbot: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    earlier = tmp_path / "out" / "square"
+    earlier.mkdir(parents=True)
+    answers = [QMessageBox.StandardButton.No, QMessageBox.StandardButton.Yes]
+    asked: list[str] = []
+
+    def answer(parent: Any, title: str, question: str, *buttons: Any) -> Any:
+        asked.append(question)
+        return answers[len(asked) - 1]
+
+    monkeypatch.setattr(QMessageBox, "question", answer)
+    panel.open_slide(slide_file)
+    run(panel, qtbot)
     panel.results.save(tmp_path / "out")
-    qtbot.waitUntil(lambda: "is there already" in panel.run_view.status.text(), timeout=SECONDS)
+    qtbot.waitUntil(lambda: "no result of ours" in panel.run_view.status.text(), timeout=SECONDS)
+    assert asked == [], "what is no result is never replaced"
+    (earlier / "prediction.json").write_text("{}")
+    panel.results.save(tmp_path / "out")
+    assert len(asked) == 1
+    assert "square" in asked[0]
+    assert panel.result_view.save.enabled
+    assert (earlier / "prediction.json").read_text() == "{}"
+    panel.results.save(tmp_path / "out")
+    qtbot.waitUntil(lambda: "Saved to" in panel.run_view.status.text(), timeout=SECONDS)
+    assert "predicted" in json.loads((earlier / "prediction.json").read_text())
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), ValueError("a bug")])
@@ -385,7 +591,7 @@ def test_whatever_stops_a_save_ends_as_a_message(
 ) -> None:
     from napari_msamil.inference import result
 
-    def fail(*given: Any) -> None:
+    def fail(*given: Any, **words: Any) -> None:
         raise error
 
     monkeypatch.setattr(result, "write_result", fail)
@@ -492,11 +698,11 @@ def test_an_image_that_cannot_be_decoded_is_refused_and_adds_nothing(
     qtbot.waitUntil(lambda: bool(said), timeout=SECONDS)
     assert "large.png" in said[0]
     assert len(viewer.layers) == 0
-    assert "Open a slide" in panel.run_view.status.text()
+    assert panel.run_view.status.text() == said[0]
 
 
 def test_a_file_that_is_no_slide_is_refused_with_its_name(
-    panel: Any, viewer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    panel: Any, viewer: Any, tmp_path: Path, slide_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from napari_msamil.plugin import opening as module
 
@@ -506,6 +712,11 @@ def test_a_file_that_is_no_slide_is_refused_with_its_name(
     assert panel.open_slide(tmp_path / "notes.svs") is None
     assert "notes.svs" in said[0]
     assert len(viewer.layers) == 0
+    panel.form.device.value = "auto"
+    panel.form.model.value = "demo"
+    assert panel.run_view.status.text() == said[0], "it stays until there is something new to say"
+    panel.open_slide(slide_file)
+    assert panel.run_view.status.text() == ""
 
 
 def test_without_a_slide_nothing_can_be_run(panel: Any) -> None:
