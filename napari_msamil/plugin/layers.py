@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from napari_msamil.inference.prediction import Prediction
     from napari_msamil.plugin.slides import LayerData
 
-from napari_msamil.inference.prediction import RESEARCH_USE
+from napari_msamil.inference.prediction import LESION_RGB, RESEARCH_USE
 
 COLORMAP = "viridis"  # perceptual, and unlike the pinks and violets of H&E
-LESION_COLOUR = (0.05, 0.85, 0.95, 1.0)
+LESION_COLOUR = (*(value / 255 for value in LESION_RGB), 1.0)
 TOP_COLOUR = (1.0, 0.85, 0.1, 1.0)
 VISITED_COLOUR = (1.0, 1.0, 1.0, 1.0)
 TOP_COUNT = 10

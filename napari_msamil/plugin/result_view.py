@@ -8,7 +8,7 @@ from magicgui.widgets import ComboBox, FloatSlider, PushButton
 from qtpy.QtCore import Qt, Signal
 from qtpy.QtWidgets import QGridLayout, QHBoxLayout, QLabel, QProgressBar, QVBoxLayout, QWidget
 
-from napari_msamil.inference.prediction import RESEARCH_USE
+from napari_msamil.inference.prediction import RESEARCH_USE, percent
 from napari_msamil.plugin.form import heading
 from napari_msamil.plugin.layers import why_empty
 
@@ -157,15 +157,6 @@ class ResultView(QWidget):
             self.bars.addWidget(name, 2 * place, 0)
             self.bars.addWidget(number, 2 * place, 1)
             self.bars.addWidget(bar, 2 * place + 1, 0, 1, 2)
-
-
-def percent(probability: float) -> str:
-    """A probability for people: one decimal, never a rounded 0 or 100 that claims certainty."""
-    if 0 < probability < 0.001:
-        return "< 0.1 %"
-    if 0.999 < probability < 1:
-        return "> 99.9 %"
-    return f"{100 * probability:.1f} %"
 
 
 def facts(prediction: Prediction) -> str:
