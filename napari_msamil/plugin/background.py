@@ -7,7 +7,7 @@ import os
 import sys
 import threading
 
-READ_AHEAD, CLASSIFY = 5, 10
+READ_AHEAD, CLASSIFY = 10, 15
 """How much further back than drawing, in steps of niceness."""
 
 
