@@ -136,7 +136,7 @@ def finished_card(
             "command": command,
             "figures": figures
             | {
-                "measured": "after rounding the weights to half precision; nothing was chosen by fold 3",
+                "measured": "after rounding the weights to half precision; no weights were chosen by fold 3",
                 "steps": {
                     "segment": recipe.segment,
                     "patches": recipe.patches,
