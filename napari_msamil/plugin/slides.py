@@ -28,8 +28,8 @@ logger = logging.getLogger(__name__)
 KEY = "msamil"
 SLIDE, LESION, HEATMAP, TOP, REGION = "slide", "lesion", "heatmap", "top patches", "region"
 
-# One budget for the process, whatever the number of slides: a view of 1024-px blocks on a large screen and its
-# surroundings take about 200 MB. napari's own cache (25 % of memory, never given back, not thread-safe) is not used.
+# One budget for the process, whatever the number of slides: a view of a large screen and its surroundings
+# take about 100 MB. napari's own cache (25 % of memory, never given back, not thread-safe) is not used.
 CACHE = BlockCache(512 * 2**20)
 
 LayerData = tuple[Any, dict[str, Any], str]

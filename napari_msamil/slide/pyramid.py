@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +26,10 @@ and shows every fourth of them each way; with a level between, a quarter of that
 
 UNREADABLE = (255, 0, 255)
 """Colour of a block that cannot be read, where the caller asked to be told instead of an exception."""
+
+BLOCK_PX = 512
+"""Side of a block. A viewer loads whole blocks, and reading ahead reads a ring of them: with 1024 px both come to twice
+the pixels, and the slowest pans take a fifth longer (tests/benchmarks/bench_view.py)."""
 
 _numbers = itertools.count()
 
@@ -53,7 +59,7 @@ class ViewPyramid:
         block_px: side of a block, in pixels of its level.
     """
 
-    def __init__(self, slide: Slide, *, cache: BlockCache | None = None, block_px: int = 1024) -> None:
+    def __init__(self, slide: Slide, *, cache: BlockCache | None = None, block_px: int = BLOCK_PX) -> None:
         self.slide = slide
         self.block_px = block_px
         self.levels = tuple(_view_levels(slide))
@@ -82,23 +88,59 @@ class ViewPyramid:
         """Whether a block is in the cache; a block asked for counts as used."""
         return self._cache.get((self.slide.uid, level, self.block_px, row, column)) is not None
 
+    def box(
+        self,
+        level: int,
+        y: int,
+        x: int,
+        height: int,
+        width: int,
+        *,
+        on_error: Callable[[SlideError], None] | None = None,
+    ) -> NDArray[np.uint8]:
+        """A box of a level, (height, width, 3) uint8 RGB, put together from its blocks; several are read at a time.
+
+        Args:
+            level: index in `levels`.
+            y, x: top-left corner in pixels of that level; the box lies inside the level.
+            height, width: in pixels.
+            on_error: called with the error of a block that cannot be read, which is then magenta; without it the error
+                is raised.
+        """
+        out = np.empty((height, width, 3), np.uint8)
+        px = self.block_px
+        blocks = [(r, c) for r in range(y // px, -(-(y + height) // px)) for c in range(x // px, -(-(x + width) // px))]
+
+        def put(block: tuple[int, int]) -> None:
+            top, left = block[0] * px - y, block[1] * px - x  # of the block, in the box
+            target = out[max(0, top) : top + px, max(0, left) : left + px]
+            try:
+                pixels = self.block(level, *block)
+            except SlideError as error:  # also a full disk, where a flat image is decoded at its first read
+                if on_error is None:
+                    raise
+                on_error(error)
+                target[:] = UNREADABLE
+            else:
+                target[:] = pixels[max(0, -top) :, max(0, -left) :][: len(target), : target.shape[1]]
+
+        missing = sum(not self.holds(level, *block) for block in blocks)
+        if missing < 2:
+            for block in blocks:
+                put(block)
+        else:
+            with ThreadPoolExecutor(min(missing, os.cpu_count() or 1), "msamil-read") as pool:
+                list(pool.map(put, blocks))
+        return out
+
     def arrays(self, *, on_error: Callable[[SlideError], None] | None = None) -> list[Any]:
         """One lazy dask array (H, W, 3) uint8 RGB per level, finest first; see `dask_levels`."""
-        import dask.array as da
+        from napari_msamil.slide.level_array import LevelArray  # dask takes a while to import
 
         call = next(_numbers)  # names never repeat: dask keeps results by name, and a stale one shows stale pixels
         return [
-            da.map_blocks(
-                _dask_block,
-                pyramid=self,
-                level=number,
-                on_error=on_error,
-                chunks=da.core.normalize_chunks((self.block_px, self.block_px, 3), (level.height, level.width, 3)),
-                dtype=np.uint8,
-                meta=np.empty((0, 0, 0), np.uint8),
-                name=f"msamil-{self.slide.uid}-{call}-{number}",
-            )
-            for number, level in enumerate(self.levels)
+            LevelArray.of(self, number, f"msamil-{self.slide.uid}-{call}-{number}", on_error)
+            for number in range(len(self.levels))
         ]
 
     def _read(self, level: ViewLevel, y: int, x: int) -> NDArray[np.uint8]:
@@ -114,7 +156,7 @@ def dask_levels(
     slide: Slide,
     *,
     cache: BlockCache | None = None,
-    block_px: int = 1024,
+    block_px: int = BLOCK_PX,
     on_error: Callable[[SlideError], None] | None = None,
 ) -> list[Any]:
     """Return lazy dask arrays for a viewer, finest first: (H, W, 3) uint8 RGB.
@@ -140,18 +182,3 @@ def _view_levels(slide: Slide) -> list[ViewLevel]:
         if number + 1 < len(slide.levels) and level.width > MAX_VIEW_STEP * slide.levels[number + 1].width:
             levels.append(ViewLevel(-(-level.width // 2), -(-level.height // 2), number, 2))
     return levels
-
-
-def _dask_block(
-    *, pyramid: ViewPyramid, level: int, on_error: Callable[[SlideError], None] | None, block_info: Any = None
-) -> NDArray[np.uint8]:
-    (y0, y1), (x0, x1), _ = block_info[None]["array-location"]
-    try:
-        return pyramid.block(level, y0 // pyramid.block_px, x0 // pyramid.block_px)
-    except SlideError as error:  # also a full disk, where a flat image is decoded at its first read
-        if on_error is None:
-            raise
-        on_error(error)
-        block = np.empty((y1 - y0, x1 - x0, 3), np.uint8)
-        block[:] = UNREADABLE
-        return block
