@@ -1,25 +1,49 @@
 """The one training loop of all stages: schedule, checks, logs, choice of the best weights, exact resume.
 
-Nothing random is carried from step to step: whatever step ``n`` draws follows from the seed and ``n`` alone. A run that
-was stopped and resumed is therefore the run that was not stopped.
+Nothing random is carried from step to step: whatever step ``n`` draws follows from the seed and ``n`` alone, and so
+does the learning rate. A run that was stopped and resumed is therefore the run that was not stopped, and a checkpoint
+needs no state of any random generator, sampler or scheduler.
 """
 
-import json
 import logging
 import math
-import os
+import signal
+import sys
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+from tqdm import tqdm
+
+from napari_msamil.errors import MsamilError
+
+from .checkpoint import CheckpointError, load_checkpoint, put_back, save_checkpoint, weights_of
+from .distributed import all_parameters, rank, sum_gradients, total, wait_for_all
+from .log import Log
+
+__all__ = ["Ahead", "CheckpointError", "DivergedError", "Plan", "State", "StoppedError", "train"]
 
 _log = logging.getLogger(__name__)
 Batch = TypeVar("Batch")
+
+CHECKPOINT_SECONDS = 300.0
+"""A checkpoint is never older than this by more than one step."""
+_NOTES_A_SCORE = 10  # lines in the log between two scores
+
+
+class DivergedError(MsamilError):
+    """A loss became infinite or no number."""
+
+
+class StoppedError(MsamilError):
+    """A stage was asked to stop, wrote its checkpoint and did so."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +57,10 @@ class Plan:
         warmup: Steps of linear rise.
         weight_decay: Of AdamW; not applied to biases and norms.
         score_every: Steps between validation scores; the last step is always scored.
+        patience: Scores without a better one after which the stage ends early; 0 never.
         clip: Largest norm of the gradient.
         seed: Of everything random.
+        made_from: Hash of all else that the result depends on (settings, slides), so that a resumed run is the same.
     """
 
     name: str
@@ -43,8 +69,10 @@ class Plan:
     warmup: int = 50
     weight_decay: float = 1e-4
     score_every: int = 100
+    patience: int = 0
     clip: float = 5.0
     seed: int = 0
+    made_from: str = ""
 
 
 class Ahead(Generic[Batch]):
@@ -65,12 +93,19 @@ class Ahead(Generic[Batch]):
 
 @dataclass
 class State:
-    """Where a stage stands: what a checkpoint holds beside the optimiser."""
+    """Where a stage stands: what a checkpoint holds beside weights and optimiser."""
 
     step: int = 0
     best_score: float = -math.inf
     best_step: int = 0
     seconds: float = 0.0
+    loss: float = math.nan
+
+    def over(self, plan: Plan) -> bool:
+        """Whether nothing is left to do."""
+        waited = self.step - self.best_step
+        scored = self.step % plan.score_every == 0
+        return self.step >= plan.steps or (plan.patience > 0 and scored and waited >= plan.patience * plan.score_every)
 
 
 def train(
@@ -82,6 +117,8 @@ def train(
     folder: Path,
     resume: bool = False,
     rates: Mapping[str, float] | None = None,
+    slides: Callable[[int], str] | None = None,
+    tensorboard: bool = False,
     stop_after: int | None = None,
 ) -> State:
     """Train modules and leave the best of their weights in them.
@@ -89,53 +126,110 @@ def train(
     Args:
         plan: The schedule.
         modules: What is trained and saved, by name.
-        step: Draws the data of step n, runs forward and backward, returns the loss. Sets the modules' modes itself.
-        score: Validation score of the present weights, higher is better.
-        folder: Where ``<stage>.pt`` (checkpoint) and ``log.jsonl`` go.
+        step: Draws the data of step n, runs forward and backward, returns the loss. Sets the modules' modes itself. Of
+            several processes each does its share, and the sum of their losses and gradients is the step's.
+        score: Validation score of the present weights, higher is better; the same in all processes.
+        folder: Where ``<stage>.pt`` (checkpoint), ``log.jsonl`` and ``log.csv`` go.
         resume: Continue from the checkpoint if there is one.
         rates: Factor of the learning rate by module name; 1 where not named.
-        stop_after: Leave after this step as if interrupted (for tests).
+        slides: Names the slides of step n, for messages.
+        tensorboard: Write TensorBoard files too.
+        stop_after: Leave after this step as if the process were killed (for tests).
 
     Returns:
         The final state.
 
     Raises:
-        FloatingPointError: If a loss is not finite; the last checkpoint is kept.
-        ValueError: If the checkpoint belongs to another plan.
+        DivergedError: A loss is not finite; the last checkpoint is kept.
+        CheckpointError: The checkpoint belongs to another plan, or is damaged.
+        StoppedError: Ctrl-C or SIGTERM came; the checkpoint holds the last finished step.
     """
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"{plan.name}.pt"
     optimiser = torch.optim.AdamW(_groups(modules, plan, rates or {}))
-    state, best = State(), _weights(modules)
+    state, best = State(), weights_of(modules)
     if resume and file.exists():
-        state, best = _load(file, plan, modules, optimiser)
+        found, best = load_checkpoint(file, asdict(plan), modules, optimiser)
+        state = State(**found)
         _log.info("%s: resumed at step %d of %d", plan.name, state.step, plan.steps)
-    started, smooth = time.monotonic() - state.seconds, math.nan
-    while state.step < plan.steps:
-        torch.manual_seed(plan.seed * 1_000_003 + state.step)
-        _set_rate(optimiser, plan, state.step)
-        loss = step(state.step)
-        if not math.isfinite(loss):
-            raise FloatingPointError(
-                f"The loss of stage {plan.name} became {loss} at step {state.step}; it stops here."
-            )
-        norm = nn.utils.clip_grad_norm_((p for m in modules.values() for p in m.parameters()), plan.clip)
-        optimiser.step()
-        optimiser.zero_grad(set_to_none=True)
-        state.step += 1
-        smooth = loss if math.isnan(smooth) else 0.95 * smooth + 0.05 * loss
-        if state.step % plan.score_every == 0 or state.step == plan.steps:
-            value = score()
-            if value >= state.best_score:
-                state.best_score, state.best_step, best = value, state.step, _weights(modules)
+    first = rank() == 0
+    log = Log(folder, plan.name, resumed_at=state.step, tensorboard=tensorboard) if first else None
+    saved = time.monotonic()
+    started = saved - state.seconds
+
+    def save() -> None:
+        nonlocal saved
+        saved = time.monotonic()
+        if first:
+            save_checkpoint(file, asdict(plan), modules, optimiser, asdict(state), best)
+        wait_for_all()
+
+    with (
+        _asked_to_stop() as asked,
+        tqdm(total=plan.steps, initial=state.step, desc=plan.name, unit="step", disable=None if first else True) as bar,
+    ):
+        while not state.over(plan):
+            torch.manual_seed(plan.seed * 1_000_003 + state.step)
+            rate = _set_rate(optimiser, plan, state.step)
+            loss = total(step(state.step))
+            if not math.isfinite(loss):
+                where = f" on {slides(state.step)}" if slides else ""
+                kept = f"{file} holds the last good state" if file.exists() else "nothing was saved yet"
+                raise DivergedError(
+                    f"The loss of stage {plan.name} became {loss} at step {state.step}{where}: {kept}. Look at the "
+                    "slide, or lower the learning rate."
+                )
+            sum_gradients(all_parameters(modules.values()))
+            gradient = float(nn.utils.clip_grad_norm_(all_parameters(modules.values()), plan.clip))
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
+            state.step += 1
+            state.loss = loss if math.isnan(state.loss) else 0.95 * state.loss + 0.05 * loss
+            bar.set_postfix(loss=f"{state.loss:.3f}", refresh=False)
+            bar.update()
+            scored = state.step % plan.score_every == 0 or state.step == plan.steps
+            value = score() if scored else None
+            if value is not None and value >= state.best_score:
+                state.best_score, state.best_step, best = value, state.step, weights_of(modules)
             state.seconds = time.monotonic() - started
-            line = {"stage": plan.name, **asdict(state), "score": value, "loss": smooth, "gradient": float(norm)}
-            _note(folder / "log.jsonl", line)
-            _save(file, plan, modules, optimiser, state, best)
-        if stop_after is not None and state.step >= stop_after:
-            return state
-    _restore(modules, best)
+            if log and (scored or state.step % max(1, plan.score_every // _NOTES_A_SCORE) == 0):
+                facts = asdict(state) | {"best_score": state.best_score if state.best_step else None}
+                log.note(**facts, steps=plan.steps, score=value, gradient=gradient, rate=rate)
+            stop = total(float(asked.is_set())) > 0  # all processes stop at the same step
+            late = total(float(time.monotonic() - saved > CHECKPOINT_SECONDS)) > 0
+            if scored or stop or late:
+                save()
+            if stop and not state.over(plan):
+                raise StoppedError(
+                    f"Stage {plan.name} was stopped after step {state.step} of {plan.steps}. The same command goes on "
+                    "from there."
+                )
+            if stop_after is not None and state.step >= stop_after:
+                return state
+    put_back(modules, best)
     return state
+
+
+@contextmanager
+def _asked_to_stop() -> Iterator[threading.Event]:
+    """An event that Ctrl-C and SIGTERM set, instead of ending the process in the middle of a step."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked  # only the main thread may take signals
+        return
+
+    def ask(number: int, frame: object) -> None:
+        if asked.is_set():  # the second time means now
+            raise KeyboardInterrupt
+        asked.set()
+        tqdm.write("stopping after this step; once more to stop at once", file=sys.stderr)
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _groups(modules: Mapping[str, nn.Module], plan: Plan, rates: Mapping[str, float]) -> list[dict[str, Any]]:
@@ -149,65 +243,11 @@ def _groups(modules: Mapping[str, nn.Module], plan: Plan, rates: Mapping[str, fl
     return [group for group in groups if group["params"]]
 
 
-def _set_rate(optimiser: torch.optim.Optimizer, plan: Plan, step: int) -> None:
+def _set_rate(optimiser: torch.optim.Optimizer, plan: Plan, step: int) -> float:
+    """Set the learning rate of a step; returns it without the modules' own factors."""
     rise = min((step + 1) / max(plan.warmup, 1), 1.0)
     fall = 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / plan.steps))
+    rate = plan.learning_rate * rise * fall
     for group in optimiser.param_groups:
-        group["lr"] = plan.learning_rate * group["factor"] * rise * fall
-
-
-def _weights(modules: Mapping[str, nn.Module]) -> dict[str, dict[str, Tensor]]:
-    return {name: {key: value.clone() for key, value in m.state_dict().items()} for name, m in modules.items()}
-
-
-def _restore(modules: Mapping[str, nn.Module], weights: Mapping[str, Mapping[str, Tensor]]) -> None:
-    for name, module in modules.items():
-        module.load_state_dict(weights[name])
-
-
-def _save(
-    file: Path,
-    plan: Plan,
-    modules: Mapping[str, nn.Module],
-    optimiser: torch.optim.Optimizer,
-    state: State,
-    best: Mapping[str, Mapping[str, Tensor]],
-) -> None:
-    content = {
-        "plan": json.dumps(asdict(plan), sort_keys=True),
-        "state": asdict(state),
-        "modules": {name: module.state_dict() for name, module in modules.items()},
-        "best": best,
-        "optimiser": optimiser.state_dict(),
-    }
-    unfinished = file.with_name(f"{file.name}.tmp-{os.getpid()}")
-    try:
-        with unfinished.open("wb") as stream:
-            torch.save(content, stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        unfinished.replace(file)
-    finally:
-        unfinished.unlink(missing_ok=True)
-
-
-def _load(
-    file: Path, plan: Plan, modules: Mapping[str, nn.Module], optimiser: torch.optim.Optimizer
-) -> tuple[State, dict[str, dict[str, Tensor]]]:
-    content = torch.load(file, weights_only=True)
-    mine, theirs = asdict(plan), json.loads(content["plan"])
-    different: Sequence[str] = [key for key in mine if mine[key] != theirs.get(key)]
-    if different:
-        changes = ", ".join(f"{key} was {theirs.get(key)} and is now {mine[key]}" for key in different)
-        raise ValueError(f"{file} cannot be resumed: {changes}. Use the old values, or start anew without --resume.")
-    _restore(modules, content["modules"])
-    optimiser.load_state_dict(content["optimiser"])
-    best: dict[str, dict[str, Tensor]] = content["best"]
-    return State(**content["state"]), best
-
-
-def _note(file: Path, line: Mapping[str, Any]) -> None:
-    text = json.dumps({key: round(v, 5) if isinstance(v, float) else v for key, v in line.items()})
-    _log.info(text)
-    with file.open("a") as log:
-        log.write(text + "\n")
+        group["lr"] = rate * group["factor"]
+    return rate

@@ -1,0 +1,266 @@
+"""What a training run does: presets, a TOML file, single settings; every fault in one sentence before any work.
+
+The defaults below are those of MsaMIL-Net where the paper states them and ours where it does not; numbers in the
+comments count the paper's open questions in the order of its sections.
+"""
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+import tomli_w
+from pydantic import Field, ValidationError, model_validator
+
+from napari_msamil.errors import MsamilError
+from napari_msamil.models.card import PRESETS, Card, explain, preset_card
+from napari_msamil.models.configs import Frozen
+
+_TEXT_OF_CARD = ("classes", "preset", "format", "figures", "command", "created", "dataset", "cpu_precision")
+
+
+class ConfigError(MsamilError):
+    """A preset, a settings file or a setting on the command line cannot be used."""
+
+
+class Segment(Frozen):
+    """Stage "segment": UNet++ on thumbnails.
+
+    Attributes:
+        epochs: Passes over the slides whose lesion is known.
+        learning_rate: Peak rate of AdamW.
+        batch: Thumbnails a step.
+        crop_px: Side of the piece of a thumbnail that is learned from; 0 is the whole.
+        patience: Epochs without a better validation IoU after which the stage ends; 0 never.
+    """
+
+    epochs: int = Field(default=50, ge=1)
+    learning_rate: float = Field(default=1e-3, gt=0)
+    batch: int = Field(default=4, ge=1)
+    crop_px: int = Field(default=0, ge=0, multiple_of=32)
+    patience: int = Field(default=10, ge=0)
+
+
+class EndToEnd(Frozen):
+    """Stage "end-to-end": extractor and aggregator together.
+
+    Attributes:
+        epochs: Passes over the training slides.
+        patches: Patches of a slide that a step draws, B; the memory of a step does not depend on it.
+        sample: `uniform` draws evenly from the tissue patches of all scales, `quota` the same number of each scale.
+        chunk: Patches that are held with their graph at a time; the memory of a step depends on it.
+        accum: Slides whose gradients are added up before a step.
+        start: What the extractor's encoder starts from: `segmenter` takes the encoder of the lesion segmenter, `random`
+            and `imagenet` as in `weights`.
+        freeze: Train the aggregator alone on an extractor that stays as it starts.
+        lr_mil: Peak rate of the aggregator.
+        lr_encoder: Peak rate of the extractor.
+        weight_decay: Of AdamW.
+        bn: `frozen` uses the running statistics of batch norm and leaves them alone, which makes the two-pass gradient
+            exact; `train` updates them and normalises by the chunk.
+        label_smoothing: Of the cross-entropy.
+        patience: Epochs without a better validation AUC after which the stage ends; 0 never.
+    """
+
+    epochs: int = Field(default=50, ge=1)
+    patches: int = Field(default=200, ge=1)
+    sample: Literal["uniform", "quota"] = "uniform"
+    chunk: int = Field(default=8, ge=1)
+    accum: int = Field(default=4, ge=1)
+    start: Literal["segmenter", "random", "imagenet"] = "segmenter"
+    freeze: bool = False
+    lr_mil: float = Field(default=1e-4, gt=0)
+    lr_encoder: float = Field(default=1e-4, gt=0)
+    weight_decay: float = Field(default=1e-4, ge=0)
+    bn: Literal["frozen", "train"] = "frozen"
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    patience: int = Field(default=10, ge=0)
+
+
+class Mil(Frozen):
+    """Stage "mil": the aggregator alone on whole bags of lesion patches.
+
+    Attributes:
+        epochs: Passes over the training slides.
+        batch: Slides a step.
+        learning_rate: Peak rate of AdamW.
+        weight_decay: Of AdamW.
+        stage2_init: `continue` goes on from the end-to-end aggregator, `new` begins with random weights.
+        label_smoothing: Of the cross-entropy.
+        patience: Epochs without a better validation AUC after which the stage ends; 0 never.
+    """
+
+    epochs: int = Field(default=50, ge=1)
+    batch: int = Field(default=4, ge=1)
+    learning_rate: float = Field(default=1e-4, gt=0)
+    weight_decay: float = Field(default=1e-4, ge=0)
+    stage2_init: Literal["continue", "new"] = "continue"
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    patience: int = Field(default=10, ge=0)
+
+
+class Evaluate(Frozen):
+    """Stage "evaluate": the test part, read once.
+
+    Attributes:
+        auc: How the classes' one-against-the-rest AUCs become one: mean, or mean weighted by their slides.
+        bootstrap: Resamplings of the patients for the intervals.
+        selection: Which choices of patches are compared: the paper's Table 1.
+        random: Patches of a slide that the choice `random` draws.
+    """
+
+    auc: Literal["macro", "weighted"] = "macro"
+    bootstrap: int = Field(default=1000, ge=100)
+    selection: tuple[Literal["lesion", "all", "random"], ...] = ("lesion", "random", "all")
+    random: int = Field(default=3000, ge=1)
+
+    @model_validator(mode="after")
+    def _has_lesion(self) -> "Evaluate":
+        if "lesion" not in self.selection or len(set(self.selection)) < len(self.selection):
+            raise ValueError(f"selection holds 'lesion', and each choice once, not {list(self.selection)}")
+        return self
+
+
+class Machine(Frozen):
+    """Where a run computes; the only settings that may change when it is resumed.
+
+    Attributes:
+        device: "auto", "cpu", "cuda", "cuda:1" or "mps".
+        workers: Processes that read patches; 0 reads in a thread.
+        skip_bad_slides: Leave out a slide that cannot be read, and say so, instead of stopping.
+        tensorboard: Write TensorBoard files too.
+    """
+
+    device: str = "auto"
+    workers: int = Field(default=0, ge=0)
+    skip_bad_slides: bool = False
+    tensorboard: bool = False
+
+
+class Config(Frozen):
+    """All settings of a run.
+
+    Attributes:
+        preset: The network: one of the model presets.
+        model: Fields of the model's card that differ from the preset's.
+        weights: Where both encoders start: random weights, or ImageNet's, which timm downloads.
+        seed: Of everything random.
+        folds: Folds that are drawn where the table of slides has none.
+        run_folds: Numbers of the folds that are trained and tested; empty is all.
+        validation: About which share of the slides that are not tested is held out for choosing.
+        augment: Change colour, sharpness and orientation of what is learned from.
+        segment, end_to_end, mil, evaluate: The stages.
+        machine: Where it computes.
+    """
+
+    preset: str = "default"
+    model: dict[str, Any] = Field(default_factory=dict)
+    weights: Literal["random", "imagenet"] = "random"
+    seed: int = Field(default=0, ge=0)
+    folds: int = Field(default=5, ge=2)
+    run_folds: tuple[int, ...] = ()
+    validation: float = Field(default=0.2, gt=0, lt=1)
+    augment: bool = True
+    segment: Segment = Segment()
+    end_to_end: EndToEnd = EndToEnd()
+    mil: Mil = Mil()
+    evaluate: Evaluate = Evaluate()
+    machine: Machine = Machine()
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> "Config":
+        given = [name for name in _TEXT_OF_CARD if name in self.model]
+        if given:
+            raise ValueError(f"model.{given[0]} follows from the run and cannot be set")
+        card = self.card(("a", "b"))  # raises where preset or model are wrong
+        if self.end_to_end.start == "segmenter":
+            shared = card.segmenter.encoder.removeprefix("tu-")
+            if shared != card.extractor.encoder:
+                raise ValueError(
+                    f"end_to_end.start is 'segmenter', but the segmenter's encoder is {card.segmenter.encoder!r} and "
+                    f"the extractor's {card.extractor.encoder!r}: make them the same, or start from 'random' or "
+                    "'imagenet'"
+                )
+        if self.segment.crop_px > card.thumbnail_px:
+            raise ValueError(f"segment.crop_px {self.segment.crop_px} is larger than thumbnail_px {card.thumbnail_px}")
+        return self
+
+    def card(self, classes: Sequence[str]) -> Card:
+        """The card of the untrained model."""
+        return preset_card(self.preset, classes=tuple(classes), **self.model)
+
+    def to_toml(self) -> str:
+        """All settings as TOML, to be read back by `read_config`."""
+        return tomli_w.dumps(self.model_dump(mode="json"))
+
+    def fixed(self) -> dict[str, Any]:
+        """What may not change when a run is resumed, as plain values."""
+        return self.model_dump(mode="json", exclude={"machine"})
+
+
+def read_config(preset: str, settings: Sequence[str] = ()) -> Config:
+    """Settings of a run.
+
+    Args:
+        preset: Name of a preset ("default", "literal", "demo", "tiny") or a TOML file.
+        settings: "key=value" each, the key with dots ("end_to_end.patches=2000"), the value as in TOML.
+
+    Raises:
+        ConfigError: Names each unknown key, wrong type and impossible combination.
+    """
+    content = _read_toml(preset)
+    for setting in settings:
+        _put(content, setting)
+    try:
+        return Config.model_validate(content)
+    except ValidationError as error:
+        raise ConfigError(f"{preset}: these settings cannot be used: {explain(error)}.") from error
+    except ValueError as error:
+        raise ConfigError(f"{preset}: these settings cannot be used: {error}.") from error
+
+
+def _read_toml(preset: str) -> dict[str, Any]:
+    if preset in PRESETS:
+        text = files("napari_msamil.resources").joinpath(f"train-{preset}.toml").read_text(encoding="utf-8")
+    else:
+        path = Path(preset)
+        if path.suffix != ".toml":
+            raise ConfigError(f"There is no preset {preset!r}: use {', '.join(PRESETS)}, or a file that ends in .toml.")
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path} cannot be read ({error}).") from error
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{preset} is not TOML: {error}.") from error
+
+
+def _put(content: dict[str, Any], setting: str) -> None:
+    """Put one "key=value" into nested tables."""
+    key, equals, text = setting.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(f"{setting!r} is no setting: write key=value, for example end_to_end.patches=2000.")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()  # a bare word is a text: quotation marks rarely survive a shell
+    *tables, last = key.strip().split(".")
+    for name in tables:
+        content = content.setdefault(name, {})
+        if not isinstance(content, dict):
+            raise ConfigError(f"{key}: {name} is one value and no table of settings.")
+    content[last] = value
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], *, under: str = "") -> list[str]:
+    """What is not the same in two nested tables of plain values, one sentence part each."""
+    found = []
+    for key in sorted(old.keys() | new.keys()):
+        before, now = old.get(key), new.get(key)
+        if isinstance(before, dict) and isinstance(now, dict):
+            found += differences(before, now, under=f"{under}{key}.")
+        elif before != now:
+            found.append(f"{under}{key} was {before} and is now {now}")
+    return found

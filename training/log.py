@@ -1,0 +1,82 @@
+"""What a stage writes down while it runs: JSON lines and CSV always, TensorBoard where asked for."""
+
+import csv
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from napari_msamil.errors import MsamilError
+
+COLUMNS = ("stage", "step", "steps", "loss", "score", "best_score", "best_step", "gradient", "rate", "seconds")
+_log = logging.getLogger(__name__)
+
+
+class Log:
+    """``log.jsonl`` and ``log.csv`` in a folder, one line per note, shared by the stages of a run."""
+
+    def __init__(self, folder: Path, stage: str, *, resumed_at: int, tensorboard: bool = False) -> None:
+        """Go on after step ``resumed_at``; lines of this stage from later steps are of work that was lost, and go.
+
+        Raises:
+            MsamilError: TensorBoard is asked for and not installed.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        self._stage = stage
+        self._jsonl, self._csv = folder / "log.jsonl", folder / "log.csv"
+        self._lines = [
+            line
+            for line in _read(self._jsonl)
+            if line["stage"] != stage or (line["step"] <= resumed_at and resumed_at > 0)
+        ]
+        self._rewrite()
+        self._writer = _tensorboard(folder / "tensorboard") if tensorboard else None
+
+    def note(self, **values: Any) -> None:
+        """Write one line; names are those of `COLUMNS`."""
+        line = {"stage": self._stage} | {k: _rounded(v) for k, v in values.items()}
+        _log.info("%s", json.dumps(line))
+        with self._jsonl.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        with self._csv.open("a", newline="", encoding="utf-8") as file:
+            csv.DictWriter(file, COLUMNS).writerow(line)
+        if self._writer is not None:
+            for name in ("loss", "score", "gradient", "rate"):
+                if line.get(name) is not None:
+                    self._writer.add_scalar(f"{self._stage}/{name}", line[name], line["step"])
+
+    def _rewrite(self) -> None:
+        self._jsonl.write_text("".join(json.dumps(line) + "\n" for line in self._lines), encoding="utf-8")
+        with self._csv.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, COLUMNS)
+            writer.writeheader()
+            writer.writerows(self._lines)
+
+
+def _read(file: Path) -> list[dict[str, Any]]:
+    """The lines of a log; one that was cut off by the end of the process is left out."""
+    if not file.exists():
+        return []
+    lines = []
+    for text in file.read_text(encoding="utf-8").splitlines():
+        try:
+            line = json.loads(text)
+        except ValueError:
+            continue
+        lines.append({key: value for key, value in line.items() if key in COLUMNS})
+    return lines
+
+
+def _rounded(value: Any) -> Any:
+    return float(f"{value:.6g}") if isinstance(value, float) else value
+
+
+def _tensorboard(folder: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise MsamilError(
+            'TensorBoard is asked for and not installed: pip install "napari-msamil[tensorboard]", or set '
+            "machine.tensorboard to false."
+        ) from error
+    return SummaryWriter(folder)  # type: ignore[no-untyped-call]
