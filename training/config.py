@@ -188,7 +188,8 @@ class Config(Frozen):
 
     def card(self, classes: Sequence[str]) -> Card:
         """The card of the untrained model."""
-        return preset_card(self.preset, classes=tuple(classes), **self.model)
+        preset = preset_card(self.preset, classes=tuple(classes))
+        return Card.model_validate(_merged(preset.model_dump(), self.model))
 
     def to_toml(self) -> str:
         """All settings as TOML, to be read back by `read_config`."""
@@ -218,6 +219,15 @@ def read_config(preset: str, settings: Sequence[str] = ()) -> Config:
         raise ConfigError(f"{preset}: these settings cannot be used: {explain(error)}.") from error
     except ValueError as error:
         raise ConfigError(f"{preset}: these settings cannot be used: {error}.") from error
+
+
+def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested tables of which the second overrules the first, value by value."""
+    result = dict(base)
+    for key, value in changes.items():
+        inner = result.get(key)
+        result[key] = _merged(inner, value) if isinstance(inner, dict) and isinstance(value, dict) else value
+    return result
 
 
 def _read_toml(preset: str) -> dict[str, Any]:

@@ -9,6 +9,7 @@ fold 3 is read once, at the very end, by a model that no longer changes.
 import argparse
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,22 @@ from napari_msamil.models.model import Model, build_model, load_model, save_mode
 
 from .augment import random_look
 from .datasets.ebhi_seg import Case, compose_case, read_cases, split_cases
-from .end_to_end import SlideData, train_end_to_end, train_on_patches
+from .demo_data import (
+    SegmentData,
+    SlideData,
+    draw_slide,
+    draw_thumbnail,
+    drawn_slide,
+    held_slide,
+    thumbnails_of_step,
+)
+from .end_to_end import Drawn, train_end_to_end
 from .loop import Plan
 from .mil import bag_of, digest, train_aggregator
 from .recipe import SLIDES_AT_ONCE, STAGES, TRAINING_FOLDS, VALIDATION_SHARE, Recipe, demo_card
 from .report import evaluate, finished_card
-from .segmentation import SegmentData, drawn_slide, train_segmenter
+from .segmentation import Thumbnail, train_segmenter
+from .warm_up import train_on_patches
 
 _log = logging.getLogger(__name__)
 
@@ -87,14 +98,20 @@ def train_stages(
     sides = (recipe.cells, recipe.cells * 3 // 2)
     slides, held = SlideData(training, recipe.drawn, sides), SlideData(validation, recipe.drawn, sides)
     plan = Plan("segment", recipe.segment, 2e-3, score_every=50, seed=recipe.seed)
+    thumbs = SegmentData(training, recipe.thumbnail_px, recipe.drawn)
+    held_thumbs = replace(thumbs, cases=validation)
+
+    def held_thumbnails() -> list[Thumbnail]:
+        rngs = (np.random.default_rng([recipe.seed, 12, k]) for k in range(recipe.thumbnails))
+        return [draw_thumbnail(held_thumbs, rng) for rng in rngs]
+
     state = train_segmenter(
         model,
-        SegmentData(training, recipe.thumbnail_px, recipe.drawn),
-        SegmentData(validation, recipe.thumbnail_px, recipe.drawn),
+        lambda step: thumbnails_of_step(thumbs, recipe.seed, step, batch=recipe.batches[0]),
+        held_thumbnails,
         plan=plan,
         folder=folder,
-        batch=recipe.batches[0],
-        thumbnails=recipe.thumbnails,
+        bf16=True,
         resume=resume,
     )
     chosen["lesion IoU on thumbnails"] = state.best_score
@@ -114,13 +131,42 @@ def train_stages(
         chosen["patch AUC"] = state.best_score
     if "end-to-end" in stages:
         plan = Plan("end-to-end", recipe.end_to_end, 5e-4, warmup=10, score_every=25, seed=recipe.seed)
-        state = train_end_to_end(model, slides, validation, plan=plan, folder=folder, patches=recipe.bag, resume=resume)
+
+        def draw(step: int, slot: int) -> Drawn:
+            return draw_slide(
+                slides, model.card, recipe.seed, step, slot, slots=2, patches=recipe.bag, chunk=recipe.bag // 2
+            )
+
+        def held_slides() -> list[Drawn]:
+            cases = enumerate(validation)
+            return [held_slide(case, model.card, recipe.seed, k, patches=recipe.bag) for k, case in cases]
+
+        state = train_end_to_end(
+            model,
+            draw,
+            held_slides,
+            plan=plan,
+            folder=folder,
+            encoder_rate=0.3,
+            label_smoothing=0.05,
+            resume=resume,
+        )
         chosen["slide AUC, end to end"] = state.best_score
     if "mil" in stages:
         model.eval()
         bags, held_bags = _bags(model, training, validation, recipe, folder / "bags")
         plan = Plan("mil", recipe.mil, 5e-4, warmup=20, score_every=20, seed=recipe.seed)
-        state = train_aggregator(model, bags, held_bags, plan=plan, folder=folder, resume=resume)
+        state = train_aggregator(
+            model,
+            [bag for bag, _ in bags],
+            [label for _, label in bags],
+            [bag for bag, _ in held_bags],
+            [label for _, label in held_bags],
+            plan=plan,
+            folder=folder,
+            label_smoothing=0.05,
+            resume=resume,
+        )
         chosen["slide AUC, whole bags"] = state.best_score
     model.eval()
     return {key: round(value, 4) for key, value in chosen.items()}

@@ -24,6 +24,20 @@ def auc(positive: NDArray[np.bool_], score: NDArray[np.floating]) -> float:
     return float(above + equal / 2)
 
 
+def macro_auc(targets: NDArray[np.int64], probabilities: NDArray[np.floating]) -> float:
+    """Mean over the classes of the AUC of one against the rest; of two classes, the AUC of the second.
+
+    Args:
+        targets: (n,) indices of classes.
+        probabilities: (n, C).
+
+    Raises:
+        ValueError: If only one class is there. A class without slides is left out.
+    """
+    classes = [1] if probabilities.shape[1] == 2 else np.unique(targets)
+    return float(np.mean([auc(targets == k, probabilities[:, k]) for k in classes]))
+
+
 def bootstrap_auc(
     positive: NDArray[np.bool_], score: NDArray[np.floating], *, rounds: int = 2000, seed: int = 0
 ) -> tuple[float, float]:

@@ -12,14 +12,15 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from napari_msamil.inference.candidates import choose_patches
+from napari_msamil.inference.features import make_bag
 from napari_msamil.models.bag import Bag, load_bag, load_provenance, save_bag
 from napari_msamil.models.model import Model
 from napari_msamil.patches.grid import PatchTable
 
 from .augment import Look, apply_look
 from .datasets.compose import ComposedSlide
-from .end_to_end import make_bag
-from .evaluate import auc
+from .distributed import gather, mine
+from .evaluate import macro_auc
 from .loop import Plan, State, train
 from .patches import cut_patches, table_of, thumbnail
 
@@ -89,44 +90,69 @@ def bag_of(
 
 def train_aggregator(
     model: Model,
-    bags: Sequence[tuple[Bag, int]],
-    validation: Sequence[tuple[Bag, int]],
+    bags: Sequence[Bag],
+    labels: Sequence[int],
+    held: Sequence[Bag],
+    held_labels: Sequence[int],
     *,
     plan: Plan,
     folder: Path,
     batch: int = 8,
+    label_smoothing: float = 0.0,
     resume: bool = False,
+    tensorboard: bool = False,
 ) -> State:
     """Train the aggregator further on whole bags; the extractor is not touched.
 
     The classes take turns within a step, and a random part of each bag (half or more) is shown. The best weights by
     validation AUC stay in the model.
+
+    Args:
+        model: Its aggregator is trained.
+        bags, held: Training and validation bags; they may be read as they are asked for.
+        labels, held_labels: Their classes.
+        plan: The schedule.
+        folder: For checkpoint and log.
+        batch: Bags a step; several processes share them.
+        label_smoothing: Of the cross-entropy.
+        resume: Continue from the checkpoint.
+        tensorboard: Write TensorBoard files too.
     """
-    by_label = [[bag for bag, label in bags if label == k] for k in range(len(model.card.classes))]
+    by_label = [[k for k, label in enumerate(labels) if label == c] for c in range(len(model.card.classes))]
+    by_label = [group for group in by_label if group]
 
     def step(number: int) -> float:
         model.aggregator.train()
         rng = np.random.default_rng([plan.seed, 51, number])
-        losses = []
-        for k in range(batch):
-            label = k % len(by_label)
-            bag = by_label[label][rng.integers(len(by_label[label]))]
-            logits = model.aggregate(part_of(bag, rng), attention=False).logits
-            losses.append(
-                cross_entropy(logits[None], torch.tensor([label], device=logits.device), label_smoothing=0.05)
-            )
-        loss = torch.stack(losses).mean()
-        loss.backward()  # type: ignore[no-untyped-call]
-        return float(loss.detach())
+        drawn = []
+        for k in range(batch):  # all processes draw alike
+            group = by_label[(number * batch + k) % len(by_label)]
+            drawn.append((group[rng.integers(len(group))], int(rng.integers(2**31))))
+        loss = 0.0
+        for row, seed in mine(drawn):
+            torch.manual_seed(seed)
+            logits = model.aggregate(part_of(bags[row], np.random.default_rng(seed)), attention=False).logits
+            target = torch.tensor([labels[row]], device=logits.device)
+            part = cross_entropy(logits[None], target, label_smoothing=label_smoothing) / batch
+            part.backward()  # type: ignore[no-untyped-call]
+            loss += float(part.detach())
+        return loss
 
     def score() -> float:
         model.aggregator.eval()
         with torch.inference_mode():
-            logits = torch.stack([model.aggregate(bag, attention=False).logits for bag, _ in validation])
-        positive = np.array([label == 1 for _, label in validation])
-        return auc(positive, logits.softmax(1)[:, 1].cpu().numpy())
+            found = gather([model.aggregate(bag, attention=False).logits.double().cpu() for bag in mine(held)])
+        return macro_auc(np.asarray(held_labels), torch.stack(found).softmax(1).numpy())
 
-    return train(plan, {"aggregator": model.aggregator}, step=step, score=score, folder=folder, resume=resume)
+    return train(
+        plan,
+        {"aggregator": model.aggregator},
+        step=step,
+        score=score,
+        folder=folder,
+        resume=resume,
+        tensorboard=tensorboard,
+    )
 
 
 def part_of(bag: Bag, rng: np.random.Generator) -> Bag:

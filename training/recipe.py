@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from napari_msamil.models.card import Card, preset_card
 
 from .datasets.ebhi_seg import CLASSES
-from .segmentation import DRAWN
+from .demo_data import DRAWN
 
 TRAINING_FOLDS = (0, 1, 2)
 TEST_FOLD = 3

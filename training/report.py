@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from napari_msamil.inference.engine import in_parallel
+from napari_msamil.inference.features import make_bag
 from napari_msamil.models.card import Card
 from napari_msamil.models.model import Model
 from napari_msamil.patches.tissue import tissue_mask
@@ -20,7 +21,6 @@ from napari_msamil.patches.tissue import tissue_mask
 from .datasets.compose import ComposedSlide
 from .datasets.ebhi_seg import ATTRIBUTION, CLOSING_UM, compose_case, read_cases
 from .datasets.synthetic import TEST_SEEDS, synthetic_slide
-from .end_to_end import make_bag
 from .evaluate import Overlap, auc, bootstrap_auc
 from .mil import extract
 from .patches import thumbnail

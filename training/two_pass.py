@@ -5,7 +5,7 @@ feature. Pass 2 extracts again, chunk by chunk and with a graph, and back-propag
 same numbers in both passes, because the random state of every chunk is kept and put back.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -19,47 +19,57 @@ def freeze_batch_norm(module: nn.Module) -> None:
             part.eval()
 
 
-def two_pass_backward(extractor: nn.Module, chunks: Sequence[Tensor], head: Callable[[Tensor], Tensor]) -> Tensor:
-    """Add the gradients of ``head(extractor(all chunks))`` to all parameters that took part.
+def two_pass_backward(
+    extract: Callable[[Tensor], Tensor],
+    chunks: Callable[[], Iterable[Tensor]],
+    head: Callable[[Tensor], Tensor],
+    *,
+    modules: Sequence[nn.Module],
+) -> Tensor:
+    """Add the gradients of ``head(extract(all chunks))`` to all parameters that took part.
 
-    Equals the full graph's gradient as long as the extractor treats every item alone: dropout may be on, batch norm
-    must be frozen.
+    Equals the full graph's gradient as long as every item is extracted alone: dropout may be on, batch norm must be
+    frozen.
 
     Args:
-        extractor: From a chunk (n, ...) to features (n, D).
-        chunks: The bag in pieces; one piece at a time is held with its graph.
+        extract: From a chunk (n, ...) to features (n, D).
+        chunks: Gives the bag in pieces, once for each pass, the same both times; one piece at a time is held with its
+            graph.
         head: From all features (N, D) to a scalar loss.
+        modules: What ``extract`` computes with.
 
     Returns:
         The loss, detached.
 
     Raises:
-        ValueError: If the bag is empty, or a batch norm layer of the extractor is in training mode: its statistics
-            would then depend on the chunks and the gradient be wrong.
+        ValueError: If the bag is empty, or a batch norm layer is in training mode: its statistics would then depend on
+            the chunks and the gradient be wrong.
 
     References:
         MsaMIL-Net, arXiv 2503.08581, section 3.4 trains end to end; the scheme is that of Gao et al., arXiv 2101.06983,
         and Andersson, arXiv 2203.03981.
     """
-    if not chunks:
-        raise ValueError("An empty bag has no gradient; give at least one chunk of patches.")
-    for name, part in extractor.named_modules():
-        if isinstance(part, _BatchNorm) and part.training:
-            raise ValueError(f"Batch norm layer {name!r} is in training mode; call freeze_batch_norm(extractor) first.")
+    for module in modules:
+        for name, part in module.named_modules():
+            if isinstance(part, _BatchNorm) and part.training:
+                raise ValueError(f"Batch norm layer {name!r} is in training mode; call freeze_batch_norm first.")
     states, parts = [], []
     with torch.no_grad():
-        for chunk in chunks:
+        for chunk in chunks():
             states.append(_random_state(chunk.device))
-            parts.append(extractor(chunk))
+            parts.append(extract(chunk))
+    if not parts:
+        raise ValueError("An empty bag has no gradient; give at least one chunk of patches.")
     features = torch.cat(parts).detach().requires_grad_()  # (N, D), a leaf
     loss = head(features)
     loss.backward()  # type: ignore[no-untyped-call]
     assert features.grad is not None
-    after = _random_state(chunks[0].device)
-    for chunk, state, gradient in zip(chunks, states, torch.split(features.grad, [len(p) for p in parts]), strict=True):
+    after = _random_state(features.device)
+    gradients = torch.split(features.grad, [len(part) for part in parts])
+    for chunk, state, gradient in zip(chunks(), states, gradients, strict=True):
         _restore(state, chunk.device)
-        extractor(chunk).backward(gradient)
-    _restore(after, chunks[0].device)
+        extract(chunk).backward(gradient)  # type: ignore[no-untyped-call]
+    _restore(after, features.device)
     return loss.detach()
 
 

@@ -14,24 +14,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from napari_msamil.errors import MissingMppError, MsamilError, UnreadablePatchesError
-from napari_msamil.inference.candidates import candidate_table, choose_patches, on_square, read_thumbnail
-from napari_msamil.inference.engine import (
-    BatchRunner,
-    Device,
-    autocast,
-    choose_device,
-    default_batch,
-    in_parallel,
-    parallel_batches,
-    tune_allocator,
-)
+from napari_msamil.errors import MissingMppError, MsamilError
+from napari_msamil.inference.candidates import candidate_table, choose_patches
+from napari_msamil.inference.engine import Device, choose_device, tune_allocator
 from napari_msamil.inference.geojson import Polygon, polygon_mask, read_polygons
 from napari_msamil.inference.prediction import Prediction
 from napari_msamil.patches.grid import PatchTable
-from napari_msamil.patches.reader import PatchBatch, read_patches
 from napari_msamil.patches.select import Selection
-from napari_msamil.patches.tissue import tissue_mask
 from napari_msamil.slide.slide import Slide, open_slide
 
 if TYPE_CHECKING:
@@ -133,6 +122,8 @@ def classify_steps(request: Request) -> Generator[Progress, None, Prediction]:
         MsaMIL-Net (arXiv 2503.08581), Algorithm 1 and Sec. 3.
     """
     tune_allocator()
+    from napari_msamil.inference.features import find_masks
+
     clock = _Clock()
     yield Progress("open", 0, 1)
     with open_slide(request.slide, request.mpp) as slide:
@@ -146,7 +137,7 @@ def classify_steps(request: Request) -> Generator[Progress, None, Prediction]:
 
         yield Progress("lesion mask", 0, 1)
         card, size = model.card, (slide.width, slide.height)
-        tissue, lesion = _masks(slide, model, device)
+        tissue, lesion = find_masks(slide, model, device)
         clock.lap("lesion mask")
 
         table = candidate_table(size, slide.mpp, card, tissue=tissue, lesion=lesion, region=request.region)
@@ -201,21 +192,6 @@ def open_model(model: str | Path) -> Model:
     return load_model(demo_model_path() if str(model) == "demo" else Path(model))
 
 
-def _masks(slide: Slide, model: Model, device: Device) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Tissue and lesion (h, w) on the thumbnail; both stretch over the whole slide."""
-    import torch
-
-    card = model.card
-    thumbnail = read_thumbnail(slide, card)
-    tissue = tissue_mask(thumbnail)
-    square = on_square(thumbnail, card.thumbnail_px, slide.background)
-    segment = BatchRunner(lambda pixels: model.segment(pixels.to(device.name)), 1)
-    with torch.inference_mode(), autocast(device):
-        probability = segment(torch.from_numpy(square[None]))[0].float().cpu().numpy()
-    lesion = probability > card.thresholds.lesion_probability
-    return tissue, lesion[: tissue.shape[0], : tissue.shape[1]]
-
-
 def _nothing(request: Request, table: PatchTable, selection: Selection) -> str:
     """Why there is no patch to look at, and what helps."""
     if request.region is None:
@@ -243,57 +219,29 @@ def _notes(request: Request, patches: int, unread: int) -> tuple[str, ...]:
 def _extract(
     slide: Slide, model: Model, table: PatchTable, *, device: Device, request: Request, clock: _Clock
 ) -> Generator[Progress, None, tuple[torch.Tensor, dict[int, str]]]:
-    """Features (N, D) float32 on the CPU for every row of the table, and the reasons of rows that could not be read."""
-    import torch
+    """`extract_features`, told as progress."""
+    from napari_msamil.inference.features import extract_features
 
-    runner = BatchRunner(
-        lambda pixels: model.embed(pixels.to(device.name)).float().cpu(),
-        request.batch_size or default_batch(device, model.card.patch_px),
-    )
-
-    def embed(batch: PatchBatch) -> tuple[PatchBatch, torch.Tensor | None]:
-        if not len(batch.rows):
-            return batch, None
-        with torch.inference_mode(), autocast(device):
-            return batch, runner(torch.from_numpy(batch.pixels))
-
-    features: torch.Tensor | None = None
-    errors: dict[int, str] = {}
     yield Progress("patches", 0, len(table))
-    started, done = time.perf_counter(), 0
-    readers = 1 if device.name == "cpu" else 4  # a GPU outruns one reading thread
-    every = np.arange(len(table))
-    with (
-        closing(
-            read_patches(
-                slide,
-                table,
-                every,
-                batch_size=runner.batch_size,
-                workers=readers,
-                level0=model.card.read == "level0",
-            )
-        ) as batches,
-        closing(in_parallel(embed, batches, parallel_batches(device))) as results,
-    ):
-        for batch, rows in results:
-            errors.update(batch.failed)
-            if rows is not None:
-                if features is None:
-                    features = torch.zeros(len(table), rows.shape[1])
-                features[torch.from_numpy(batch.rows)] = rows
-            done += len(batch.rows) + len(batch.failed)
+    started = time.perf_counter()
+    steps = extract_features(
+        slide,
+        model,
+        table,
+        device=device,
+        batch_size=request.batch_size,
+        max_read_errors=request.max_read_errors,
+    )
+    with closing(steps):
+        while True:
+            try:
+                done = next(steps)
+            except StopIteration as end:
+                found: tuple[torch.Tensor, dict[int, str]] = end.value
+                return found
             clock.lap("extract")
             left = (time.perf_counter() - started) / done * (len(table) - done)
             yield Progress("patches", done, len(table), left)
-    if len(errors) > request.max_read_errors * len(table) or features is None:
-        row, reason = next(iter(errors.items()))
-        raise UnreadablePatchesError(
-            f"{slide.name}: {len(errors)} of {len(table)} patches could not be read, the first at "
-            f"x={table.coords[row, 0]}, y={table.coords[row, 1]} ({reason}). The file may be damaged: copy it again "
-            "from its source."
-        )
-    return features, errors
 
 
 def _aggregate(
@@ -302,18 +250,10 @@ def _aggregate(
     """Probabilities (C,) and attention (N,), NaN for rows in `errors`, which the bag leaves out."""
     import torch
 
-    from napari_msamil.models.bag import Bag
+    from napari_msamil.inference.features import make_bag
 
     kept = np.setdiff1d(np.arange(len(table)), np.fromiter(errors, np.int64, len(errors)))
-    sub = table.take(kept)
-    bag = Bag(
-        features=features[torch.from_numpy(kept)],
-        coords=torch.from_numpy(sub.coords),
-        scale=torch.from_numpy(sub.scale.astype(np.int64)),
-        slide_size=table.slide_size,
-        footprint=torch.tensor([table.footprint(i) for i in range(len(table.scales))], dtype=torch.float64),
-        parent=torch.from_numpy(sub.parent),
-    )
+    bag = make_bag(features[torch.from_numpy(kept)], table.take(kept))
     with torch.inference_mode():
         output = model.aggregate(bag)
     probabilities = torch.softmax(output.logits.double(), dim=-1).cpu().numpy()

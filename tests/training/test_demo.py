@@ -9,7 +9,7 @@ import torch
 from napari_msamil.models.card import Card
 from napari_msamil.models.configs import ExtractorConfig, MsaMilConfig, SegmenterConfig
 from napari_msamil.models.model import load_model
-from napari_msamil.training import demo, report, segmentation
+from napari_msamil.training import demo, demo_data, report
 from napari_msamil.training.datasets import synthetic
 from napari_msamil.training.datasets.compose import Cell, ComposedSlide
 from napari_msamil.training.datasets.ebhi_seg import CLASSES
@@ -43,10 +43,10 @@ def small_work(monkeypatch: pytest.MonkeyPatch) -> None:
     def plain() -> tuple[Cell, ...]:
         return (Cell(np.full((224, 224, 3), 200, np.uint8), np.zeros((224, 224), bool), 0),)
 
-    monkeypatch.setattr(segmentation, "synthetic_slide", drawn)
+    monkeypatch.setattr(demo_data, "synthetic_slide", drawn)
     monkeypatch.setattr(report, "synthetic_slide", drawn)
-    monkeypatch.setattr(segmentation, "_plain_cells", plain)
-    segmentation.drawn_slide.cache_clear()
+    monkeypatch.setattr(demo_data, "_plain_cells", plain)
+    demo_data.drawn_slide.cache_clear()
     torch.set_num_threads(1)
 
 

@@ -43,7 +43,7 @@ def trained_statistics() -> tuple[nn.Sequential, Head, list[Tensor]]:
 def test_gradient_equals_the_full_graph_with_dropout_on() -> None:
     extractor, head, chunks = trained_statistics()
     torch.manual_seed(7)
-    loss = two_pass_backward(extractor, chunks, head)
+    loss = two_pass_backward(extractor, lambda: chunks, head, modules=[extractor])
     cached = gradients(extractor, head)
     extractor.zero_grad()
     head.zero_grad()
@@ -64,7 +64,7 @@ def test_gradient_does_not_depend_on_the_chunks() -> None:
     for parts in (chunks, [torch.cat(chunks)]):
         extractor.zero_grad()
         head.zero_grad()
-        two_pass_backward(extractor, parts, head)
+        two_pass_backward(extractor, lambda parts=parts: parts, head, modules=[extractor])
         results.append(gradients(extractor, head))
     for mine, theirs in zip(*results, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-14)
@@ -73,7 +73,7 @@ def test_gradient_does_not_depend_on_the_chunks() -> None:
 def test_running_statistics_stay_as_they_were() -> None:
     extractor, head, chunks = trained_statistics()
     before = [buffer.clone() for buffer in extractor.buffers()]
-    two_pass_backward(extractor, chunks, head)
+    two_pass_backward(extractor, lambda: chunks, head, modules=[extractor])
     assert all(torch.equal(a, b) for a, b in zip(before, extractor.buffers(), strict=True))
 
 
@@ -81,9 +81,9 @@ def test_training_batch_norm_is_refused_by_name() -> None:
     extractor, head, chunks = trained_statistics()
     extractor.train()
     with pytest.raises(ValueError, match="'1' is in training mode"):
-        two_pass_backward(extractor, chunks, head)
+        two_pass_backward(extractor, lambda: chunks, head, modules=[extractor])
 
 
 def test_an_empty_bag_is_refused() -> None:
     with pytest.raises(ValueError, match="at least one chunk"):
-        two_pass_backward(network().eval(), [], Head())
+        two_pass_backward(network().eval(), list, Head(), modules=[])
