@@ -34,7 +34,9 @@ from .demo_data import (
 )
 from .end_to_end import Drawn, train_end_to_end
 from .loop import Plan
-from .mil import bag_of, digest, train_aggregator
+from .demo_bags import bag_of
+from .features import digest
+from .mil import train_aggregator
 from .recipe import SLIDES_AT_ONCE, STAGES, TRAINING_FOLDS, VALIDATION_SHARE, Recipe, demo_card
 from .report import evaluate, finished_card
 from .segmentation import Thumbnail, train_segmenter

@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from napari_msamil.models.model import Model, build_model
-from napari_msamil.training import mil
+from napari_msamil.training import demo_bags
 from napari_msamil.training.augment import random_look
 from napari_msamil.training.datasets.synthetic import synthetic_slide
-from napari_msamil.training.mil import bag_of, digest
+from napari_msamil.training.demo_bags import bag_of
+from napari_msamil.training.features import digest
 from napari_msamil.training.recipe import demo_card
 
 
@@ -24,8 +25,8 @@ def test_a_bag_is_made_anew_when_model_pixels_or_look_change_and_only_then(
     model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[int] = []
-    extract = mil.extract
-    monkeypatch.setattr(mil, "extract", lambda *given, **named: (made.append(1), extract(*given, **named))[1])
+    extract = demo_bags.extract
+    monkeypatch.setattr(demo_bags, "extract", lambda *given, **named: (made.append(1), extract(*given, **named))[1])
     file, slide = tmp_path / "bag.pt", synthetic_slide(0, lesion=True, size_px=512)
     look = random_look(np.random.default_rng(0))
     first = bag_of(model, slide, file, digest=digest(model), look=look)

@@ -1,0 +1,207 @@
+"""What each step of the end-to-end stage and of the segmenter draws from a cohort."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import count
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from napari_msamil.errors import MsamilError
+from napari_msamil.patches.grid import PatchTable
+
+from .augment import Look, apply_look, random_look
+from .config import Config
+from .distributed import rank, world
+from .end_to_end import Drawn, sample_rows
+from .feed import feed
+from .segmentation import Thumbnail
+from .slides import SlideStore, pieces, tensor_of, turned
+
+HELD = -1
+"""Step number of the validation slides."""
+
+Key = tuple[int, int, int]  # step, slot, chunk
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One slide of a step: row of the table, some of its patches, and how they are changed, all of them alike."""
+
+    row: int
+    table: PatchTable
+    turn: int
+    look: Look | None
+
+
+class PatchDraws:
+    """The patches of every step, each following from seed, step and slot alone; `__getitem__` may run in any process."""
+
+    def __init__(
+        self, store: SlideStore, config: Config, targets: NDArray[np.int64], training: Sequence[int], held: Sequence[int]
+    ) -> None:
+        """Draw from the rows ``training`` and show the rows ``held`` as they are.
+
+        Args:
+            store: The slides.
+            config: Of the run.
+            targets: Index of the class of each row of the table.
+            training: Rows that are learned from.
+            held: Rows that are validated on.
+        """
+        self.store = store
+        self.settings = config.end_to_end
+        self.augment = config.augment
+        self.seed = config.seed
+        self.targets = targets
+        self.held = tuple(held)
+        self.by_label = [[row for row in training if targets[row] == label] for label in np.unique(targets)]
+        self.by_label = [rows for rows in self.by_label if rows]
+        self._choice = lru_cache(maxsize=8)(self._choose)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the memory of what was drawn, which cannot be pickled."""
+        return {key: value for key, value in self.__dict__.items() if key != "_choice"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """See `__getstate__`."""
+        self.__dict__.update(state)
+        self._choice = lru_cache(maxsize=8)(self._choose)
+
+    def choice(self, step: int, slot: int) -> Choice:
+        """Slide ``slot`` of a step; of the step `HELD`, validation slide ``slot``."""
+        return self._choice(step, slot)
+
+    def _choose(self, step: int, slot: int) -> Choice:
+        rng = np.random.default_rng([self.seed, 31, step - HELD, slot])
+        if step == HELD:
+            row = self.held[slot]
+        else:
+            group = self.by_label[(step * self.settings.accum + slot) % len(self.by_label)]
+            row = group[rng.integers(len(group))]
+        table = self.store.table(row)
+        rows = sample_rows(
+            table,
+            rng,
+            self.settings.patches,
+            tissue=self.store.card.thresholds.tissue_fraction,
+            quota=self.settings.sample == "quota",
+        )
+        if not len(rows):
+            raise MsamilError(f"{self.store.slides[row].path.name} shows no tissue: there is nothing to learn from it.")
+        changed = self.augment and step != HELD
+        return Choice(
+            row, table.take(rows), int(rng.integers(8)) if changed else 0, random_look(rng) if changed else None
+        )
+
+    def keys(self, step: int, slot: int) -> list[Key]:
+        """Keys of a slide's chunks, in the order of its rows."""
+        parts = pieces(len(self.choice(step, slot).table), self.settings.chunk)
+        return [(step, slot, number) for number, _ in enumerate(parts)]
+
+    def __getitem__(self, key: Key) -> tuple[Key, Tensor]:
+        """A chunk (n, P, P, 3): uint8, or float in 0..1 where its colours were changed; with its key."""
+        step, slot, number = key
+        choice = self.choice(step, slot)
+        part = list(pieces(len(choice.table), self.settings.chunk))[number]
+        pixels = turned(self.store.pixels(choice.row, choice.table.take(np.arange(part.start, part.stop))), choice.turn)
+        if choice.look is None:
+            return key, tensor_of(pixels)
+        seed = int(np.random.default_rng([self.seed, 32, *key]).integers(2**31))
+        return key, apply_look(pixels, choice.look, generator=torch.Generator().manual_seed(seed))
+
+
+class PatchStream:
+    """The slides of a training as `Drawn`, whose chunks are made ahead over the passes, slides and steps to come."""
+
+    def __init__(self, draws: PatchDraws, *, passes: int, workers: int) -> None:
+        """Expect ``passes`` passes over each slide that this process takes of a step."""
+        self._draws = draws
+        self._passes = passes
+        self._workers = workers
+        self._coming: Iterator[tuple[Key, Tensor]] = iter(())
+
+    def draw(self, step: int, slot: int) -> Drawn:
+        """A slide of a step."""
+        return self._drawn(step, slot, lambda: map(self._take, self._draws.keys(step, slot)))
+
+    def held(self) -> list[Drawn]:
+        """The validation slides."""
+        return [self._held(slot) for slot in range(len(self._draws.held))]
+
+    def _held(self, slot: int) -> Drawn:
+        keys = self._draws.keys(HELD, slot)
+        return self._drawn(
+            HELD, slot, lambda: (pixels for _, pixels in feed(self._draws, keys))
+        )
+
+    def _drawn(self, step: int, slot: int, chunks: Callable[[], Iterator[Tensor]]) -> Drawn:
+        choice = self._draws.choice(step, slot)
+        name = self._draws.store.slides[choice.row].path.name
+        return Drawn(name, choice.table, int(self._draws.targets[choice.row]), chunks)
+
+    def _take(self, key: Key) -> Tensor:
+        found, pixels = next(self._coming, (None, None))
+        if found != key:  # the first chunk of a run, or of one that was resumed
+            self._coming = feed(self._draws, self._keys_from(*key[:2]), workers=self._workers)
+            found, pixels = next(self._coming)
+        if found != key or pixels is None:
+            raise RuntimeError(f"chunk {key} is wanted and {found} comes: the two passes over a slide do not agree")
+        return pixels
+
+    def _keys_from(self, step: int, slot: int) -> Iterator[Key]:
+        """Keys of this slide and of all that follow, as often as they are passed over."""
+        mine = range(self._draws.settings.accum)[rank() :: world()]
+        for number in count(step):
+            for one in mine:
+                if number > step or one >= slot:
+                    for _ in range(self._passes):
+                        yield from self._draws.keys(number, one)
+
+
+class ThumbnailDraws:
+    """The thumbnails of every step of the segmenter, each following from seed and step alone."""
+
+    def __init__(self, store: SlideStore, config: Config, training: Sequence[int]) -> None:
+        """Draw from the rows ``training``, whose lesions are known; those with a lesion come as often as the others."""
+        self._store = store
+        self._settings = config.segment
+        self._augment = config.augment
+        self._seed = config.seed
+        kept = {row: bool(store.square(row)[1].any()) for row in training}
+        self._groups = [g for g in ([r for r, x in kept.items() if x], [r for r, x in kept.items() if not x]) if g]
+
+    def __getitem__(self, step: int) -> list[tuple[Tensor, Tensor]]:
+        """Pictures (px, px, 3) and lesions (px, px) bool."""
+        return [self._one(step, k) for k in range(self._settings.batch)]
+
+    def _one(self, step: int, k: int) -> tuple[Tensor, Tensor]:
+        rng = np.random.default_rng([self._seed, 11, step, k])
+        group = self._groups[(step * self._settings.batch + k) % len(self._groups)]
+        picture, lesion = self._store.square(group[rng.integers(len(group))])
+        px = self._settings.crop_px or len(picture)
+        if self._augment:
+            picture, lesion = zoomed(picture, lesion, float(np.exp(rng.uniform(-0.25, 0.25))), least=px)
+        y, x = (int(rng.integers(length - px + 1)) for length in lesion.shape)
+        picture, lesion = picture[y : y + px, x : x + px][None], lesion[y : y + px, x : x + px][None]
+        if not self._augment:
+            return tensor_of(picture)[0], tensor_of(lesion)[0]
+        turn, look = int(rng.integers(8)), random_look(rng)
+        generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
+        seen = apply_look(turned(picture, turn), look, generator=generator)
+        return seen[0], tensor_of(turned(lesion, turn))[0]
+
+
+def zoomed(
+    picture: NDArray[np.uint8], lesion: NDArray[np.bool_], factor: float, *, least: int
+) -> Thumbnail:
+    """A picture and its lesion enlarged or shrunken, but to no side shorter than ``least``."""
+    px = max(least, round(len(picture) * factor))
+    shown = Image.fromarray(picture).resize((px, px), Image.Resampling.BILINEAR)
+    mask = Image.fromarray(lesion.astype(np.uint8) * 255).resize((px, px), Image.Resampling.BILINEAR)
+    return np.asarray(shown), np.asarray(mask) > 127

@@ -1,0 +1,170 @@
+"""Stage "extract": the features of a slide's patches, one bag file per slide, made again only when something changed."""
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from napari_msamil import __version__
+from napari_msamil.errors import MissingMppError, MsamilError
+from napari_msamil.inference.candidates import candidate_table, choose_patches
+from napari_msamil.inference.engine import Device
+from napari_msamil.inference.features import extract_features, find_masks, make_bag
+from napari_msamil.models.bag import Bag, BagError, load_bag, load_provenance, save_bag
+from napari_msamil.models.model import Model
+from napari_msamil.patches.select import tissue_rows
+from napari_msamil.slide.slide import open_slide
+
+from .cohort import CohortSlide
+from .distributed import mine, wait_for_all
+
+Selection = Literal["lesion", "all", "random"]
+_log = logging.getLogger(__name__)
+
+
+class StoredBags(Sequence[Bag]):
+    """Bags that are read from their files when they are asked for."""
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        """Of these files, in this order."""
+        self.files = list(files)
+
+    def __len__(self) -> int:
+        """How many."""
+        return len(self.files)
+
+    def __getitem__(self, at: Any) -> Any:
+        """The bag at a place; bags of a slice stay in their files."""
+        return StoredBags(self.files[at]) if isinstance(at, slice) else load_bag(self.files[at])
+
+    def __iter__(self) -> Iterator[Bag]:
+        """One after the other."""
+        return (load_bag(file) for file in self.files)
+
+
+def digest(model: Model) -> str:
+    """Hash of all that features depend on in a model: its card, and the weights of segmenter and extractor."""
+    total = hashlib.sha256(model.card.to_json().encode())
+    for module in (model.segmenter, model.extractor):
+        for name, value in sorted(module.state_dict().items()):
+            total.update(name.encode())
+            total.update(value.cpu().numpy().tobytes())
+    return total.hexdigest()
+
+
+def extract_bags(
+    model: Model,
+    slides: Sequence[CohortSlide],
+    rows: Sequence[int],
+    folder: Path,
+    *,
+    device: Device,
+    selection: Selection = "lesion",
+    random: int = 3000,
+    seed: int = 0,
+) -> StoredBags:
+    """Bags of some slides; those that are there already, and were made by the same model of the same file, stay.
+
+    Args:
+        model: In evaluation mode, on the device.
+        slides: Of the cohort.
+        rows: Which of them.
+        folder: For the bag files.
+        device: Where to compute.
+        selection: Patches with enough lesion, as when a slide is classified; or all tissue; or some of all tissue.
+        random: How many the selection "random" draws.
+        seed: Of that draw.
+
+    Raises:
+        MsamilError: Names the slide that cannot be used, and why.
+    """
+    files = [folder / f"{row:05d}.pt" for row in rows]
+    made_by = digest(model)
+    todo = list(mine(list(zip(rows, files, strict=True))))
+    for row, file in tqdm(todo, desc=f"features ({selection})", unit="slide", disable=None):
+        provenance = {
+            "program": __version__,
+            "model": made_by,
+            "slide": _identity(slides[row].path),
+            "mpp": slides[row].mpp,
+            "precision": device.precision,
+            "selection": [selection, random, seed, row] if selection == "random" else [selection],
+        }
+        if not _is_made_from(file, provenance):
+            bag, facts = bag_of_slide(model, slides[row], device=device, selection=selection, random=random, seed=[seed, 41, row])
+            save_bag(bag, file, provenance=provenance | facts)
+            _log.info("%s: %d patches", slides[row].path.name, len(bag))
+    wait_for_all()
+    return StoredBags(files)
+
+
+def bag_of_slide(
+    model: Model,
+    one: CohortSlide,
+    *,
+    device: Device,
+    selection: Selection = "lesion",
+    random: int = 3000,
+    seed: Sequence[int] = (0,),
+) -> tuple[Bag, dict[str, Any]]:
+    """Algorithm 1 up to the bag, as `classify` does it; see `extract_bags`.
+
+    Returns:
+        The bag, and what else there is to say of it: whether the fallback was used, and how many patches were left out.
+    """
+    try:
+        with open_slide(one.path, one.mpp) as slide:
+            if slide.mpp is None:
+                raise MissingMppError(f"{slide.name} does not say its µm per pixel: fill in its mpp in the table.")
+            card = model.card
+            tissue, lesion = find_masks(slide, model, device)
+            table = candidate_table((slide.width, slide.height), slide.mpp, card, tissue=tissue, lesion=lesion)
+            chosen = choose_patches(table, card)
+            rows, fallback = chosen.rows, chosen.fallback
+            if selection != "lesion":
+                rows, fallback = tissue_rows(table, card.thresholds.tissue_fraction), None
+            if selection == "random":
+                rng = np.random.default_rng(list(seed))
+                rows = np.sort(rng.choice(rows, min(random, len(rows)), replace=False))
+            if not len(rows):
+                raise MsamilError(f"{slide.name} shows no tissue: there is nothing to extract.")
+            table = table.take(rows)
+            steps = extract_features(slide, model, table, device=device)
+            while True:
+                try:
+                    next(steps)
+                except StopIteration as end:
+                    features: torch.Tensor = end.value[0]
+                    break
+    except MsamilError as error:
+        name = one.path.name
+        raise type(error)(str(error) if name in str(error) else f"{name}: {error}") from error
+    return make_bag(features, table), {"fallback": fallback}
+
+
+def _identity(path: Path) -> list[Any]:
+    """What tells a slide file from another, without reading all of it: name, size, and its first and last megabyte."""
+    size = path.stat().st_size
+    total = hashlib.sha256()
+    with path.open("rb") as file:
+        total.update(file.read(1 << 20))
+        file.seek(max(0, size - (1 << 20)))
+        total.update(file.read(1 << 20))
+    return [path.name, size, total.hexdigest()]
+
+
+def _is_made_from(file: Path, provenance: dict[str, Any]) -> bool:
+    if not file.exists():
+        return False
+    try:
+        found = load_provenance(file)
+    except BagError:
+        return False
+    wanted = json.loads(json.dumps(provenance))
+    return all(found.get(key) == value for key, value in wanted.items())

@@ -1,0 +1,110 @@
+"""Makes what a training step needs before it is asked for, in a thread or in processes of its own."""
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from typing import Generic, Protocol, TypeVar
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from napari_msamil.errors import MsamilError
+
+Key = TypeVar("Key")
+Key_contra = TypeVar("Key_contra", contravariant=True)
+Value = TypeVar("Value")
+Value_co = TypeVar("Value_co", covariant=True)
+_AHEAD = 3  # values made before they are asked for, by the thread or by each process
+
+
+class Maker(Protocol[Key_contra, Value_co]):
+    """Makes a value from its key alone; it must be possible to pickle it."""
+
+    def __getitem__(self, key: Key_contra, /) -> Value_co:
+        """The value of a key."""
+        ...
+
+
+def feed(maker: Maker[Key, Value], keys: Iterable[Key], *, workers: int = 0) -> Iterator[Value]:
+    """The values of some keys, in their order, made ahead.
+
+    Args:
+        maker: Makes them.
+        keys: May have no end; taken only as far ahead as values are made.
+        workers: Processes, begun by spawning; 0 is one thread.
+
+    Raises:
+        MsamilError: A process died; or what the maker raised.
+    """
+    return _by_processes(maker, keys, workers) if workers else _by_thread(maker, keys)
+
+
+def _by_thread(maker: Maker[Key, Value], keys: Iterable[Key]) -> Iterator[Value]:
+    left = iter(keys)
+    pool = ThreadPoolExecutor(1, "msamil-feed")
+    try:
+        coming: deque[Future[Value]] = deque(pool.submit(maker.__getitem__, key) for key in islice(left, _AHEAD))
+        while coming:
+            value = coming.popleft().result()
+            coming.extend(pool.submit(maker.__getitem__, key) for key in islice(left, 1))
+            yield value
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+class _Keys(Generic[Key]):
+    """A sampler that is any series of keys."""
+
+    def __init__(self, keys: Iterable[Key]) -> None:
+        self._keys = keys
+
+    def __iter__(self) -> Iterator[Key]:
+        return iter(self._keys)
+
+
+class _Items(Dataset[Value], Generic[Key, Value]):
+    """A maker as torch's loader wants it; errors cross to the other process as values, with their words as they were."""
+
+    def __init__(self, maker: Maker[Key, Value]) -> None:
+        self._maker = maker
+
+    def __getitem__(self, key: Key) -> Value | MsamilError:  # type: ignore[override]
+        try:
+            return self._maker[key]
+        except MsamilError as error:
+            return error
+
+
+def _same(value: Value) -> Value:
+    """Leaves values as they are."""
+    return value
+
+
+def _by_processes(maker: Maker[Key, Value], keys: Iterable[Key], workers: int) -> Iterator[Value]:
+    loader: DataLoader[Value] = DataLoader(
+        _Items(maker),
+        sampler=_Keys(keys),  # type: ignore[arg-type]
+        batch_size=None,
+        collate_fn=_same,
+        num_workers=workers,
+        multiprocessing_context="spawn",
+        prefetch_factor=_AHEAD,
+        worker_init_fn=_one_thread,
+    )
+    try:
+        for value in loader:
+            if isinstance(value, MsamilError):
+                raise value
+            yield value
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise MsamilError(
+            f"A process that reads patches died ({error}). Most often memory ran out: use fewer machine.workers, or a "
+            "smaller chunk."
+        ) from error
+
+
+def _one_thread(_: int) -> None:
+    torch.set_num_threads(1)

@@ -1,0 +1,191 @@
+"""The slides of a cohort as training sees them: thumbnails and patch tables kept in a folder, patches read on the fly."""
+
+import logging
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from napari_msamil.errors import MissingMppError, MsamilError, ReadError
+from napari_msamil.inference.candidates import candidate_table, on_square, read_thumbnail
+from napari_msamil.models.card import Card
+from napari_msamil.models.files import write_atomically
+from napari_msamil.patches.grid import PatchTable
+from napari_msamil.patches.reader import read_patches
+from napari_msamil.patches.tissue import tissue_mask
+from napari_msamil.slide.slide import Slide, open_slide
+
+from .annotations import read_lesion
+from .cohort import CohortError, CohortSlide
+
+Value = TypeVar("Value")
+_OPEN_SLIDES, _TABLES = 8, 64  # kept at a time in each process
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """What is kept of a slide.
+
+    Attributes:
+        thumbnail: (h, w, 3) uint8, as `read_thumbnail` gives it.
+        lesion: (h, w) bool that stretches over the slide, or None where it is not known.
+        size: (width, height) in level-0 px.
+        mpp: µm per level-0 px, (x, y).
+        background: Colour of empty glass.
+    """
+
+    thumbnail: NDArray[np.uint8]
+    lesion: NDArray[np.bool_] | None
+    size: tuple[int, int]
+    mpp: tuple[float, float]
+    background: tuple[int, int, int]
+
+
+class SlideStore:
+    """Slides by their row in the table; open files and tables are kept while they are in use. It can be pickled."""
+
+    def __init__(self, slides: Sequence[CohortSlide], card: Card, folder: Path) -> None:
+        """Keep thumbnails in ``folder``; see `prepare`."""
+        self.slides = tuple(slides)
+        self.card = card
+        self.folder = folder
+        self._open: OrderedDict[int, Slide] = OrderedDict()
+        self._tables: OrderedDict[int, PatchTable] = OrderedDict()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without open files, which belong to one process."""
+        return {**self.__dict__, "_open": OrderedDict(), "_tables": OrderedDict()}
+
+    def prepare(self, rows: Iterable[int], *, skip_bad: bool = False) -> list[int]:
+        """Read thumbnails and lesions that are not there yet.
+
+        Args:
+            rows: Of the table.
+            skip_bad: Leave out slides that cannot be read, with a warning for each.
+
+        Returns:
+            The rows that can be used.
+
+        Raises:
+            CohortError: Names every slide that cannot be used.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        good, faults = [], []
+        for row in tqdm(list(rows), desc="thumbnails", unit="slide", disable=None):
+            try:
+                if not self._file(row).exists():
+                    self._prepare(row)
+            except MsamilError as error:
+                faults.append(f"{self.slides[row].path.name}: {error}")
+            else:
+                good.append(row)
+        if faults and not skip_bad:
+            raise CohortError(
+                f"{len(faults)} slide{'s' if len(faults) > 1 else ''} cannot be used: {'; '.join(faults)}. Repair or "
+                "remove them, or set machine.skip_bad_slides=true."
+            )
+        for fault in faults:
+            _log.warning("left out: %s", fault)
+        return good
+
+    def prepared(self, row: int) -> Prepared:
+        """What `prepare` kept of a slide."""
+        with np.load(self._file(row)) as kept:
+            return Prepared(
+                kept["thumbnail"],
+                kept["lesion"] if "lesion" in kept else None,
+                (int(kept["size"][0]), int(kept["size"][1])),
+                (float(kept["mpp"][0]), float(kept["mpp"][1])),
+                (int(kept["background"][0]), int(kept["background"][1]), int(kept["background"][2])),
+            )
+
+    def square(self, row: int) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+        """Thumbnail and lesion of a slide whose lesion is known, on the square that the segmenter sees."""
+        kept, px = self.prepared(row), self.card.thumbnail_px
+        assert kept.lesion is not None
+        lesion = np.zeros((px, px), bool)
+        lesion[: kept.lesion.shape[0], : kept.lesion.shape[1]] = kept.lesion
+        return on_square(kept.thumbnail, px, kept.background), lesion
+
+    def table(self, row: int) -> PatchTable:
+        """All patches of a slide that touch tissue, at the card's scales; their lesion fractions are 0."""
+
+        def make() -> PatchTable:
+            kept = self.prepared(row)
+            tissue = tissue_mask(kept.thumbnail)
+            return candidate_table(kept.size, kept.mpp, self.card, tissue=tissue, lesion=np.zeros_like(tissue))
+
+        return _kept(self._tables, row, make, _TABLES)
+
+    def open(self, row: int) -> Slide:
+        """An open slide, for this process alone."""
+        slide = self.slides[row]
+        return _kept(self._open, row, lambda: open_slide(slide.path, slide.mpp), _OPEN_SLIDES)
+
+    def pixels(self, row: int, table: PatchTable) -> NDArray[np.uint8]:
+        """Pixels (n, P, P, 3) uint8 of all rows of a table of a slide.
+
+        Raises:
+            ReadError: A patch cannot be read; the message names slide and place.
+        """
+        slide, px = self.open(row), self.card.patch_px
+        pixels = np.empty((len(table), px, px, 3), np.uint8)
+        level0 = self.card.read == "level0"
+        for batch in read_patches(slide, table, np.arange(len(table)), batch_size=len(table), level0=level0):
+            if batch.failed:
+                at, reason = batch.failed[0]
+                x, y = table.coords[at].tolist()
+                raise ReadError(f"{slide.name}: the patch at x={x}, y={y} cannot be read ({reason}).")
+            pixels[batch.rows] = batch.pixels
+        return pixels
+
+    def _file(self, row: int) -> Path:
+        return self.folder / f"{row:05d}.npz"
+
+    def _prepare(self, row: int) -> None:
+        one = self.slides[row]
+        with open_slide(one.path, one.mpp) as slide:
+            if slide.mpp is None:
+                raise MissingMppError("it does not say its µm per pixel: fill in its mpp in the table.")
+            size = slide.width, slide.height
+            thumbnail = read_thumbnail(slide, self.card)
+            content = {"thumbnail": thumbnail, "size": size, "mpp": slide.mpp, "background": slide.background}
+        if one.lesion_free:
+            content["lesion"] = np.zeros(thumbnail.shape[:2], bool)
+        elif one.lesion is not None:
+            content["lesion"] = read_lesion(one.lesion, size, thumbnail.shape[:2])
+        write_atomically(self._file(row), lambda file: np.savez_compressed(file, **content))  # type: ignore[arg-type]
+
+
+def _kept(store: OrderedDict[int, Value], key: int, make: Callable[[], Value], limit: int) -> Value:
+    """The value of a key, made if it is not there; the longest unused one beyond the limit goes."""
+    value = store[key] if key in store else make()
+    store[key] = value
+    store.move_to_end(key)
+    if len(store) > limit:
+        store.popitem(last=False)
+    return value
+
+
+def turned(pixels: NDArray[np.uint8], turn: int) -> NDArray[np.uint8]:
+    """Pictures (n, P, P, ...) under one of the eight flips and quarter turns of a square; 0 leaves them as they are."""
+    quarter = np.rot90(pixels, turn % 4, axes=(1, 2))
+    return quarter[:, :, ::-1] if turn >= 4 else quarter
+
+
+def tensor_of(pixels: NDArray[np.uint8]) -> Tensor:
+    """A tensor of its own from an array that may be a view."""
+    return torch.from_numpy(np.ascontiguousarray(pixels))
+
+
+def pieces(length: int, size: int) -> Iterator[slice]:
+    """Slices of at most ``size`` that cover ``length``."""
+    return (slice(start, min(start + size, length)) for start in range(0, length, size))
