@@ -24,8 +24,8 @@ from napari_msamil.patches.select import tissue_rows
 from .augment import apply_look, random_look
 from .datasets.compose import ComposedSlide, compose
 from .datasets.ebhi_seg import ADENOCARCINOMA, FIELD_MPP, TISSUES, Case, compose_case, load_cell
-from .evaluate import auc
 from .loop import Ahead, Plan, State, train
+from .metrics import auc
 from .patches import FieldBank, LabelledPatch, crop, cut_patches, table_of
 from .segmentation import drawn_slide, match_colours
 from .two_pass import freeze_batch_norm, two_pass_backward

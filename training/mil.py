@@ -19,8 +19,8 @@ from napari_msamil.patches.grid import PatchTable
 from .augment import Look, apply_look
 from .datasets.compose import ComposedSlide
 from .end_to_end import make_bag
-from .evaluate import auc
 from .loop import Plan, State, train
+from .metrics import auc
 from .patches import cut_patches, table_of, thumbnail
 
 

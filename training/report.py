@@ -21,7 +21,7 @@ from .datasets.compose import ComposedSlide
 from .datasets.ebhi_seg import ATTRIBUTION, CLOSING_UM, compose_case, read_cases
 from .datasets.synthetic import TEST_SEEDS, synthetic_slide
 from .end_to_end import make_bag
-from .evaluate import Overlap, auc, bootstrap_auc
+from .metrics import Overlap, auc, bootstrap_auc
 from .mil import extract
 from .patches import thumbnail
 from .recipe import SLIDES_AT_ONCE, TEST_FOLD, Recipe
