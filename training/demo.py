@@ -23,6 +23,7 @@ from napari_msamil.models.model import Model, build_model, load_model, save_mode
 
 from .augment import random_look
 from .datasets.ebhi_seg import Case, compose_case, read_cases, split_cases
+from .demo_bags import bag_of
 from .demo_data import (
     SegmentData,
     SlideData,
@@ -33,9 +34,8 @@ from .demo_data import (
     thumbnails_of_step,
 )
 from .end_to_end import Drawn, train_end_to_end
-from .loop import Plan
-from .demo_bags import bag_of
 from .features import digest
+from .loop import Plan
 from .mil import train_aggregator
 from .recipe import SLIDES_AT_ONCE, STAGES, TRAINING_FOLDS, VALIDATION_SHARE, Recipe, demo_card
 from .report import evaluate, finished_card

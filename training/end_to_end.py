@@ -16,8 +16,8 @@ from napari_msamil.patches.grid import PatchTable
 from napari_msamil.patches.select import tissue_rows
 
 from .distributed import gather, mine
-from .evaluate import macro_auc
 from .loop import Plan, State, train
+from .metrics import validation_auc
 from .two_pass import freeze_batch_norm, two_pass_backward
 
 
@@ -125,7 +125,7 @@ def train_end_to_end(
             kept.extend(held())
         model.eval()
         found = gather([(one.label, probabilities(model, one, bf16=bf16)) for one in mine(kept)])
-        return macro_auc(np.array([label for label, _ in found]), np.stack([guess for _, guess in found]))
+        return validation_auc(np.array([label for label, _ in found]), np.stack([guess for _, guess in found]))
 
     trained = (
         {"aggregator": model.aggregator} if freeze else {"extractor": model.extractor, "aggregator": model.aggregator}

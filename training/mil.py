@@ -11,8 +11,8 @@ from napari_msamil.models.bag import Bag
 from napari_msamil.models.model import Model
 
 from .distributed import gather, mine
-from .evaluate import macro_auc
 from .loop import Plan, State, train
+from .metrics import validation_auc
 
 
 def train_aggregator(
@@ -69,7 +69,7 @@ def train_aggregator(
         model.aggregator.eval()
         with torch.inference_mode():
             found = gather([model.aggregate(bag, attention=False).logits.double().cpu() for bag in mine(held)])
-        return macro_auc(np.asarray(held_labels), torch.stack(found).softmax(1).numpy())
+        return validation_auc(np.asarray(held_labels), torch.stack(found).softmax(1).numpy())
 
     return train(
         plan,

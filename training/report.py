@@ -21,8 +21,8 @@ from napari_msamil.patches.tissue import tissue_mask
 from .datasets.compose import ComposedSlide
 from .datasets.ebhi_seg import ATTRIBUTION, CLOSING_UM, compose_case, read_cases
 from .datasets.synthetic import TEST_SEEDS, synthetic_slide
-from .evaluate import Overlap, auc, bootstrap_auc
 from .demo_bags import extract
+from .metrics import Overlap, auc, bootstrap_auc
 from .patches import thumbnail
 from .recipe import SLIDES_AT_ONCE, TEST_FOLD, Recipe
 

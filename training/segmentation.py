@@ -12,8 +12,8 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from napari_msamil.models.model import Model
 
 from .distributed import gather, mine
-from .evaluate import Overlap
 from .loop import Plan, State, train
+from .metrics import Overlap
 
 Thumbnail = tuple[NDArray[np.uint8], NDArray[np.bool_]]
 """A slide's picture (H, W, 3) uint8 and its lesion (H, W) bool."""

@@ -22,8 +22,8 @@ from .augment import apply_look, random_look
 from .datasets.compose import ComposedSlide
 from .datasets.ebhi_seg import ADENOCARCINOMA, TISSUES
 from .demo_data import SlideData, drawn_slide
-from .evaluate import auc
 from .loop import Ahead, Plan, State, train
+from .metrics import auc
 from .patches import FieldBank, LabelledPatch, crop
 
 

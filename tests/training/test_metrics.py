@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from napari_msamil.training.augment import apply_look, random_look
-from napari_msamil.training.evaluate import Overlap, auc, bootstrap_auc
+from napari_msamil.training.metrics import Overlap, auc, bootstrap_auc
 
 
 def test_auc_counts_pairs_and_halves_ties() -> None:
@@ -32,25 +31,3 @@ def test_overlap_adds_up_slides() -> None:
     overlap.add(np.array([[False, False]]), np.array([[True, False]]))
     assert overlap.dice == pytest.approx(2 * 1 / (2 + 2))
     assert overlap.iou == pytest.approx(1 / 3)
-
-
-def test_no_strength_leaves_pixels_alone() -> None:
-    import torch
-
-    rng = np.random.default_rng(0)
-    pixels = rng.integers(1, 256, (2, 8, 8, 3), dtype=np.uint8)
-    seen = apply_look(pixels, random_look(rng, strength=0), generator=torch.Generator())
-    assert np.abs(seen.numpy() * 255 - pixels).max() < 0.01
-
-
-def test_a_look_is_one_and_the_same_for_all_patches_of_a_slide() -> None:
-    import torch
-
-    rng = np.random.default_rng(4)
-    pixels = rng.integers(1, 256, (1, 8, 8, 3), dtype=np.uint8)
-    look = random_look(rng)
-    from dataclasses import replace
-
-    seen = apply_look(np.concatenate([pixels, pixels]), replace(look, noise=0.0), generator=torch.Generator())
-    assert torch.equal(seen[0], seen[1])
-    assert (seen[0].numpy() * 255 - pixels[0]).std() > 1

@@ -1,0 +1,250 @@
+"""The report of a training on a cohort: metrics.json for programs, report.md for the supplement of a paper."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from napari_msamil.inference.prediction import RESEARCH_USE
+from napari_msamil.models.files import write_atomically
+
+METRICS_FILE, REPORT_FILE = "metrics.json", "report.md"
+FIGURES = {
+    "roc.png": "ROC curves of the test slides",
+    "calibration.png": "Calibration before and after temperature scaling",
+    "confusion.png": "Confusion matrix",
+    "loss.png": "Training loss and validation score",
+}
+"""Files that the report links to where they lie in its folder, and what they show."""
+_NAMES = {
+    "auc": "AUC",
+    "accuracy": "Accuracy",
+    "balanced_accuracy": "Balanced accuracy",
+    "f1_weighted": "F1, weighted",
+}
+_SELECTIONS = {"lesion": "lesion patches", "all": "all tissue patches", "random": "random tissue patches"}
+_NONE = "–"
+
+
+def write_report(folder: Path, result: Mapping[str, Any]) -> None:
+    """Write ``metrics.json``, which is ``result`` as it stands, and ``report.md``; both whole, metrics.json last.
+
+    Args:
+        folder: Where to; figures named as in `FIGURES` that lie there are linked to, and so is predictions.csv.
+        result: Plain JSON values; a *summary* is what `metrics.summarise` returns.
+
+            - cohort: {name, slides, patients, classes: {label: slides}}
+            - command, preset, seed, versions: {name: version}
+            - folds: for each fold {fold: number, slides: {training, validation, test}, validation: summary,
+              test: summary, temperature, test_calibrated: summary, segment: {iou, dice, everything_iou,
+              everything_dice} or None, seconds: {stage: s}, selection: absent, or by "lesion", "all", "random"
+              {auc, accuracy, patches_per_slide, seconds_per_slide}}
+            - pooled: summary of the test slides of all folds
+            - pooled_calibrated: the same at each fold's own temperature; may be absent
+            - mean: {metric: [mean, standard deviation]} over the test parts, as of `metrics.over_folds`
+            - notes: sentences on what these numbers cannot say about this cohort
+
+    Raises:
+        KeyError: If a part of the result is missing; nothing is written.
+        ValueError: If a number is not finite; nothing is written.
+    """
+    numbers = json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    text = "\n\n".join(_sections(folder, result)) + "\n"
+    write_atomically(folder / REPORT_FILE, lambda file: file.write(text.encode()))
+    write_atomically(folder / METRICS_FILE, lambda file: file.write(numbers.encode()))
+
+
+def _sections(folder: Path, result: Mapping[str, Any]) -> Iterable[str]:
+    cohort, folds, pooled = result["cohort"], result["folds"], result["pooled"]
+    yield f"# {_cell(cohort['name'])}: training and test"
+    yield f"**{RESEARCH_USE}**"
+    yield from _data(cohort, folds)
+    yield from _results(result)
+    yield from _classes(pooled)
+    yield from _calibration(result)
+    yield from _lesions(folds)
+    yield from _selection(folds)
+    yield from _figures(folder)
+    yield from _limits(result)
+    yield from _making(result)
+
+
+def _data(cohort: Mapping[str, Any], folds: Sequence[Mapping[str, Any]]) -> Iterable[str]:
+    yield "## Slides"
+    yield (
+        f"{cohort['slides']} slides of {cohort['patients']} patients in {len(cohort['classes'])} classes; all slides "
+        "of a patient are in the same part. Weights were trained on the training part, and chosen and calibrated on "
+        "the validation part; all numbers below are of test parts."
+    )
+    rows: list[list[Any]] = [
+        [label, count, *(fold["test"]["per_class"][label]["support"] for fold in folds)]
+        for label, count in cohort["classes"].items()
+    ]
+    rows.append(["all slides", cohort["slides"], *(fold["slides"]["test"] for fold in folds)])
+    rows.append(["patients", cohort["patients"], *(fold["test"]["patients"] for fold in folds)])
+    yield _table(["slides", "whole cohort", *(f"test part of fold {fold['fold']}" for fold in folds)], rows)
+    parts = [f"fold {f['fold']} {f['slides']['training']} and {f['slides']['validation']}" for f in folds]
+    yield f"Slides in the training and validation parts: {', '.join(parts)}."
+
+
+def _results(result: Mapping[str, Any]) -> Iterable[str]:
+    folds, pooled, mean = result["folds"], result["pooled"], result["mean"]
+    yield "## Results on test slides"
+    rows: list[list[Any]] = [[f"fold {f['fold']}", *(_number(f["test"][name]) for name in _NAMES)] for f in folds]
+    for place, title in enumerate(("mean", "standard deviation")):
+        rows.append([title, *(_number(mean[name][place]) for name in _NAMES)])
+    rows.append(["**all test slides pooled**", *(f"**{_number(pooled[name])}**" for name in _NAMES)])
+    rows.append(["95 % interval", *(_interval(pooled["intervals"][name]) for name in _NAMES)])
+    yield _table(["", *_NAMES.values()], rows)
+    kind = {None: "of the second class", "macro": "macro average, one against the rest"}
+    average = kind.get(pooled["auc_average"], "average weighted by slides, one against the rest")
+    drawn = pooled["bootstrap"]
+    skipped = f"; {drawn['skipped']} that lacked a class were left out" if drawn["skipped"] else ""
+    yield (
+        f"AUC: {average}. Intervals: percentile bootstrap of {drawn['rounds']} resamples, patients drawn with all "
+        f"their slides within classes{skipped}. Standard deviation: between folds. {RESEARCH_USE}"
+    )
+
+
+def _classes(pooled: Mapping[str, Any]) -> Iterable[str]:
+    yield "## Classes, all test slides pooled"
+    names = ("precision", "recall", "f1", "auc")
+    rows = [[label, of["support"], *(_number(of[name]) for name in names)] for label, of in pooled["per_class"].items()]
+    yield _table(["class", "slides", "precision", "recall", "F1", "AUC against the rest"], rows)
+    if pooled["classes_left_out"]:
+        yield f"Without a test slide, and in no average: {', '.join(map(_cell, pooled['classes_left_out']))}."
+    rows = [[label, *counts] for label, counts in zip(pooled["classes"], pooled["confusion"], strict=True)]
+    yield _table(["true \\ predicted", *pooled["classes"]], rows)
+
+
+def _calibration(result: Mapping[str, Any]) -> Iterable[str]:
+    yield "## Calibration"
+    rows = [
+        [f"fold {f['fold']}", _number(f["temperature"], 2), *_change(f["test"], f["test_calibrated"])]
+        for f in result["folds"]
+    ]
+    if "pooled_calibrated" in result:
+        rows.append(["all pooled", "", *_change(result["pooled"], result["pooled_calibrated"])])
+    heads = ["", "temperature", "ECE before", "ECE after", "Brier before", "Brier after", "NLL before", "NLL after"]
+    yield _table(heads, rows)
+    yield (
+        "The temperature was fitted on validation slides. ECE: expected calibration error of the predicted class, "
+        "15 bins. Brier: sum over classes, 0 to 2. NLL: negative log-likelihood per slide, natural logarithm."
+    )
+
+
+def _change(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    return [_number(of[name]) for name in ("ece", "brier", "nll") for of in (before, after)]
+
+
+def _lesions(folds: Sequence[Mapping[str, Any]]) -> Iterable[str]:
+    found = [fold for fold in folds if fold["segment"] is not None]
+    if not found:
+        return
+    yield "## Lesion masks on test slides"
+    names = ("iou", "everything_iou", "dice", "everything_dice")
+    rows = [[f"fold {f['fold']}", *(_number(f["segment"][name]) for name in names)] for f in found]
+    rows.append(["mean", *(_number(np.mean([f["segment"][name] for f in found])) for name in names)])
+    yield _table(["", "IoU", 'IoU of "everything is lesion"', "Dice", 'Dice of "everything is lesion"'], rows)
+
+
+def _selection(folds: Sequence[Mapping[str, Any]]) -> Iterable[str]:
+    found = [fold["selection"] for fold in folds if fold.get("selection")]
+    if not found:
+        return
+    yield "## Which patches the model sees"
+    heads = ["patches", "AUC", "Accuracy", "patches per slide", "seconds per slide"]
+    places = {"auc": 3, "accuracy": 3, "patches_per_slide": 0, "seconds_per_slide": 2}
+    rows = []
+    for name, title in _SELECTIONS.items():
+        folds_with = [of[name] for of in found if name in of]
+        if folds_with:
+            rows.append([title, *(_spread([of[key] for of in folds_with], digits) for key, digits in places.items())])
+    yield _table(heads, rows)
+    yield f"The same test slides, mean ± standard deviation over {_count(len(found), 'fold')}."
+
+
+def _figures(folder: Path) -> Iterable[str]:
+    found = [f"![{title}]({name})" for name, title in FIGURES.items() if (folder / name).is_file()]
+    if found:
+        yield "## Figures"
+        yield "\n\n".join(found)
+    if (folder / "predictions.csv").is_file():
+        yield "Every test slide with its probabilities: [predictions.csv](predictions.csv)."
+
+
+def _limits(result: Mapping[str, Any]) -> Iterable[str]:
+    pooled, folds = result["pooled"], result["folds"]
+    yield "## What these numbers cannot say"
+    points = [
+        "How the model does on slides of other hospitals, scanners and stains: test slides are of the same cohort.",
+        "How much another training would differ: the intervals hold the chance of which patients were tested, not that "
+        "of training again.",
+    ]
+    if len(folds) > 1:
+        points.append(
+            f"What one model file will do: pooled numbers mix the scores of {len(folds)} models, each on its own fold."
+        )
+    fixed = pooled["bootstrap"]["single_patient_classes"]
+    if fixed:
+        points.append(
+            f"How sure the numbers are for {', '.join(map(_cell, fixed))}: one patient only, who is in every resample, "
+            "so that the intervals are too narrow."
+        )
+    perfect = [title for name, title in _NAMES.items() if pooled["intervals"][name] == [1.0, 1.0]]
+    if perfect:
+        points.append(
+            f"That there are no errors: an interval of 1.000 to 1.000 ({', '.join(perfect)}) says that none was among "
+            f"{_count(pooled['patients'], 'patient')}."
+        )
+    yield "\n".join(f"- {point}" for point in [*points, *result["notes"]])
+
+
+def _making(result: Mapping[str, Any]) -> Iterable[str]:
+    yield "## How it was made"
+    yield f"Preset {_cell(result['preset'])}, seed {result['seed']}."
+    yield f"```\n{result['command']}\n```"
+    yield ", ".join(f"{name} {version}" for name, version in result["versions"].items()) + "."
+    stages = list(dict.fromkeys(stage for fold in result["folds"] for stage in fold["seconds"]))
+    if stages:
+        seconds = [[fold["seconds"].get(stage) for stage in stages] for fold in result["folds"]]
+        rows = [
+            [f"fold {fold['fold']}", *(_number(value, 0) for value in (*row, sum(filter(None, row))))]
+            for fold, row in zip(result["folds"], seconds, strict=True)
+        ]
+        yield _table(["seconds", *stages, "together"], rows)
+    yield f"All numbers of this report, unrounded: [{METRICS_FILE}]({METRICS_FILE})."
+
+
+def _table(heads: Sequence[Any], rows: Iterable[Sequence[Any]]) -> str:
+    """A Markdown table; numbers to the right, the first column to the left."""
+    lines = [[_cell(head) for head in heads], ["---"] + ["---:"] * (len(heads) - 1)]
+    lines += [[_cell(cell) for cell in row] for row in rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _cell(value: Any) -> str:
+    """Text that cannot break out of its cell or line."""
+    return " ".join(str(value).split()).replace("|", "\\|").replace("<", "&lt;")
+
+
+def _number(value: float | None, digits: int = 3) -> str:
+    return _NONE if value is None else f"{value:.{digits}f}"
+
+
+def _interval(ends: Sequence[float] | None) -> str:
+    return _NONE if ends is None else f"{ends[0]:.3f} to {ends[1]:.3f}"
+
+
+def _spread(values: Sequence[float | None], digits: int) -> str:
+    """Mean ± sample standard deviation of what is there."""
+    there = [value for value in values if value is not None]
+    if len(there) < 2:
+        return _number(there[0] if there else None, digits)
+    return f"{np.mean(there):.{digits}f} ± {np.std(there, ddof=1):.{digits}f}"
+
+
+def _count(number: int, word: str) -> str:
+    return f"{number} {word}{'' if number == 1 else 's'}"
