@@ -310,11 +310,7 @@ def _row_of(slide: CohortSlide, folder: Path) -> dict[str, str]:
         "split": slide.split,
         "fold": "" if slide.fold is None else str(slide.fold),
         "mpp": "" if slide.mpp is None else repr(float(slide.mpp)),
-        "lesion": NO_LESION
-        if slide.lesion_free
-        else ""
-        if slide.lesion is None
-        else _written_path(slide.lesion, folder),
+        "lesion": lesion if slide.lesion is None else _written_path(slide.lesion, folder),
         "site": slide.site,
     }
 
