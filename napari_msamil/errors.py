@@ -33,3 +33,7 @@ class ResultExistsError(MsamilError):
 
 class RegionError(MsamilError):
     """The region file or polygon cannot be used on this slide."""
+
+
+class AnnotationError(MsamilError):
+    """A slide's lesion mask or annotation file cannot be read, or does not belong to that slide."""

@@ -2,6 +2,7 @@
 
 import csv
 import math
+import os
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,14 +12,19 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.model_selection import StratifiedGroupKFold
 
-from napari_msamil.errors import MsamilError
-from napari_msamil.slide.slide import open_slide
+from napari_msamil.errors import MsamilError, ResultExistsError
+from napari_msamil.slide.slide import Slide, open_slide
+
+from .annotations import ANNOTATIONS, read_lesion
 
 REQUIRED = ("slide", "label", "patient")
 OPTIONAL = ("split", "fold", "mpp", "lesion", "site")
 SPLITS = ("training", "validation", "test")
-ANNOTATIONS = (".geojson", ".json", ".xml", ".png", ".tif", ".tiff")
+NO_LESION = "none"
+"""In the lesion column: the slide is known to have no lesion. An empty cell says that nobody has marked it."""
+
 _LISTED = 20  # faults written out; the rest are counted
+_CHECKED_PX = 512  # longest side of the masks that are read to see whether they can be
 
 
 class CohortError(MsamilError):
@@ -36,8 +42,10 @@ class CohortSlide:
         split: "training", "validation", "test", or "" where folds are used.
         fold: Number of the fold it is tested in, or None.
         mpp: µm per level-0 px where the table says so, else None: the file's own.
-        lesion: Mask or annotation file, or None.
+        lesion: Mask or annotation file, or None: see `lesion_free` for what that means.
         site: Where it was scanned, or "".
+        lesion_free: With no lesion file: True, the slide is known to have no lesion, and its lesion mask is empty;
+            False, nobody has marked its lesion, and it has no lesion mask.
     """
 
     path: Path
@@ -48,6 +56,7 @@ class CohortSlide:
     mpp: float | None = None
     lesion: Path | None = None
     site: str = ""
+    lesion_free: bool = False
 
 
 @dataclass(frozen=True)
@@ -83,7 +92,8 @@ def read_cohort(path: str | Path) -> Cohort:
 
     Args:
         path: CSV file with a header. Columns `slide`, `label`, `patient`; at will `split` or `fold`, `mpp`, `lesion`
-            (mask image, QuPath GeoJSON, ASAP XML) and `site`. Others are refused: a misspelt name would be missed.
+            (mask image, QuPath GeoJSON, ASAP XML; "none" for a slide known to have no lesion; empty where that is not
+            known) and `site`. Others are refused: a misspelt name would be missed.
 
     Raises:
         CohortError: Lists every fault of the table that shows without opening a slide.
@@ -111,8 +121,48 @@ def read_cohort(path: str | Path) -> Cohort:
     return Cohort(path, tuple(slides), tuple(sorted({slide.label for slide in slides})))
 
 
+def write_cohort(slides: Sequence[CohortSlide], path: str | Path, *, overwrite: bool = False) -> Path:
+    """Write a table that `read_cohort` reads; it appears under its name only when it is complete.
+
+    Slides and lesion files under the table's folder are written relative to it, so that the folder can be moved. Only
+    columns that a slide makes use of are written.
+
+    Returns:
+        The path written.
+
+    Raises:
+        ResultExistsError: The table is already there, and ``overwrite`` is not set.
+        CohortError: A slide has both a lesion file and none, or the table cannot be written.
+    """
+    path = Path(path)
+    refuse_existing(path, overwrite=overwrite)
+    rows = [_row_of(slide, path.parent) for slide in slides]
+    header = [name for name in REQUIRED + OPTIONAL if name in REQUIRED or any(row[name] for row in rows)]
+    unfinished = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with unfinished.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, header, extrasaction="ignore", lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+        unfinished.replace(path)
+    except OSError as error:
+        raise CohortError(f"{path} cannot be written ({error.strerror}); choose another folder.") from error
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return path
+
+
+def refuse_existing(path: Path, *, overwrite: bool) -> None:
+    """Raise ResultExistsError where a table would be replaced that nobody asked to replace."""
+    if path.exists() and not overwrite:
+        raise ResultExistsError(f"{path} is already there: choose another folder, or ask to replace it.")
+
+
 def check_cohort(cohort: Cohort, *, folds: int = 5) -> list[str]:
-    """Every fault that keeps a cohort from being trained on: opens each slide, and counts patients by class and part.
+    """Every fault that keeps a cohort from being trained on.
+
+    Opens each slide, reads each lesion file as far as a small mask needs it, and counts patients by class and part.
 
     Args:
         cohort: What `read_cohort` gave.
@@ -127,6 +177,8 @@ def check_cohort(cohort: Cohort, *, folds: int = 5) -> list[str]:
             with open_slide(slide.path, slide.mpp) as opened:
                 if opened.mpp is None:
                     faults.append(f"{slide.path.name} does not say its µm per pixel: fill in its mpp")
+                if slide.lesion is not None:
+                    read_lesion(slide.lesion, (opened.width, opened.height), _small_shape(opened))
         except MsamilError as error:
             faults.append(str(error))
     if len(cohort.classes) < 2:
@@ -174,6 +226,12 @@ def split_cohort(cohort: Cohort, *, folds: int = 5, validation: float = 0.2, see
     return [Parts(*_held_out(cohort, np.setdiff1d(rows, test), validation, seed), test) for test in tests]
 
 
+def _small_shape(slide: Slide) -> tuple[int, int]:
+    """(h, w) of a small mask of a slide, in its proportions."""
+    step = max(slide.width, slide.height, _CHECKED_PX) / _CHECKED_PX
+    return max(round(slide.height / step), 1), max(round(slide.width / step), 1)
+
+
 def _has_splits(cohort: Cohort) -> bool:
     return bool(cohort.slides[0].split)
 
@@ -217,7 +275,8 @@ def _slide_of(row: Mapping[str, str | None], folder: Path) -> CohortSlide | list
     if None in row:
         faults.append("it has more cells than the header")
     path = folder / cells["slide"]
-    lesion = folder / cells["lesion"] if cells["lesion"] else None
+    lesion_free = cells["lesion"].casefold() == NO_LESION
+    lesion = folder / cells["lesion"] if cells["lesion"] and not lesion_free else None
     if cells["slide"] and not path.exists():
         faults.append(f"there is no slide {path}")
     if lesion is not None and not lesion.exists():
@@ -234,7 +293,32 @@ def _slide_of(row: Mapping[str, str | None], folder: Path) -> CohortSlide | list
     if faults:
         return faults
     fold = int(cells["fold"]) if cells["fold"] else None
-    return CohortSlide(path, cells["label"], cells["patient"], cells["split"], fold, mpp, lesion, cells["site"])
+    return CohortSlide(
+        path, cells["label"], cells["patient"], cells["split"], fold, mpp, lesion, cells["site"], lesion_free
+    )
+
+
+def _row_of(slide: CohortSlide, folder: Path) -> dict[str, str]:
+    """A slide as the cells of its row."""
+    if slide.lesion is not None and slide.lesion_free:
+        raise CohortError(f"{slide.path.name} has the lesion file {slide.lesion} and is said to have no lesion.")
+    lesion = NO_LESION if slide.lesion_free else ""
+    return {
+        "slide": _written_path(slide.path, folder),
+        "label": slide.label,
+        "patient": slide.patient,
+        "split": slide.split,
+        "fold": "" if slide.fold is None else str(slide.fold),
+        "mpp": "" if slide.mpp is None else repr(float(slide.mpp)),
+        "lesion": lesion if slide.lesion is None else _written_path(slide.lesion, folder),
+        "site": slide.site,
+    }
+
+
+def _written_path(path: Path, folder: Path) -> str:
+    """Relative with slashes where it lies under the table's folder, else absolute."""
+    path, folder = path.absolute(), folder.absolute()
+    return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else str(path)
 
 
 def _number(text: str) -> float | None:

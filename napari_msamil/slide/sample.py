@@ -5,17 +5,15 @@ vessels, crypts around it, and with ``lesion=True`` a sector of crowded, irregul
 Beer-Lambert model of two stains, so that light and dark mix as they do in a real section. Nothing here is medical data.
 """
 
-import os
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import tifffile
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
 from napari_msamil.errors import SlideError
+from napari_msamil.slide.write import write_slide
 
 Floats = NDArray[np.float32]
 
@@ -25,7 +23,6 @@ MPP = 1.0
 SAMPLE_SEED = 10
 """Of the slide that users see: in its lesion lie whole patches of each of the demo model's scales."""
 
-_TILE_PX = 256
 _SMALLEST_PX = 512
 # Optical density per unit of stain, red, green and blue: haematoxylin and eosin as scanners see them.
 _HAEMATOXYLIN = np.array([0.62, 0.70, 0.29], np.float32)
@@ -95,38 +92,8 @@ def write_sample_slide(path: str | Path, *, seed: int = SAMPLE_SEED, lesion: boo
     Returns:
         The path written.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     rgb, _ = sample_arrays(seed, lesion, size_px)
-    unfinished = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-    try:
-        with tifffile.TiffWriter(unfinished) as tiff:
-            for number, level in enumerate(_pyramid(rgb)):
-                pixels_per_cm = 10_000 / MPP / 2**number
-                tiff.write(
-                    level,
-                    photometric="rgb",
-                    tile=(_TILE_PX, _TILE_PX),
-                    compression="jpeg",
-                    compressionargs={"level": 88, "outcolorspace": "ycbcr"},
-                    subfiletype=int(number > 0),
-                    resolution=(pixels_per_cm, pixels_per_cm),
-                    resolutionunit="CENTIMETER",
-                    metadata=None,
-                    software="napari-msamil synthetic slide",
-                )
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-    return path
-
-
-def _pyramid(rgb: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:
-    """The picture and its halvings, down to about 512 px."""
-    yield rgb
-    while min(rgb.shape[:2]) >= 2 * _SMALLEST_PX:
-        rgb = np.asarray(Image.fromarray(rgb).reduce(2))
-        yield rgb
+    return write_slide(path, rgb, mpp=MPP, software="napari-msamil synthetic slide")
 
 
 def _noise(rng: np.random.Generator, size: int, cell: int, octaves: int = 1) -> Floats:

@@ -6,6 +6,8 @@ region as a pathologist draws it and not a sieve: see `CLOSING_UM`.
 """
 
 import csv
+import logging
+import zlib
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -15,8 +17,16 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from .compose import Cell, ComposedSlide, compose
+from napari_msamil.slide.write import write_slide
 
+from ..cohort import CohortError, CohortSlide
+from .compose import Cell, ComposedSlide, compose
+from .files import refuse_faults, table_path, write_mask, write_table
+
+logger = logging.getLogger(__name__)
+
+NAME = "EBHI-Seg"
+FOLDS = (0, 1, 2, 3)
 ATTRIBUTION = (
     "EBHI-Seg: Shi L. et al., EBHI-Seg: A novel enteroscope biopsy histopathological hematoxylin and eosin image "
     "dataset for image segmentation tasks, Frontiers in Medicine 2023, doi 10.3389/fmed.2023.1114673, "
@@ -143,3 +153,64 @@ def compose_case(
     # Microscopes and growth differ: glands come up to a fifth smaller or larger.
     cell_mpp = FIELD_MPP * float(np.exp(rng.uniform(np.log(0.83), np.log(1.2))))
     return compose(cells, rng, grid=grid, mpp=mpp, cell_mpp=cell_mpp, fill=float(rng.uniform(0.55, 0.85)))
+
+
+def write(
+    folder: str | Path,
+    out: str | Path,
+    *,
+    folds: Collection[int] = FOLDS,
+    seed: int = 0,
+    cells_a_side: tuple[int, int] = (8, 24),
+    overwrite: bool = False,
+) -> Path:
+    """Write one composed slide per case with its lesion mask, and their table; its folds are those of `index.csv`.
+
+    A case's slide depends on its fields, its name and ``seed`` alone, not on which other folds are written. The patient
+    is the case; whether two cases are of one patient is not known. A case without neoplastic gland has no lesion.
+
+    Args:
+        folder: EBHI-Seg with its `index.csv`, `images/` and `masks/`.
+        out: Folder for `cohort.csv`, `slides/` and `lesions/`.
+        folds: Folds that are used at all; pictures of other folds are never opened.
+        seed: Of the composition.
+        cells_a_side: Least and most columns and rows of fields.
+        overwrite: Whether a table that is already there is replaced.
+
+    Returns:
+        The table.
+
+    Raises:
+        CohortError: Names all that is missing.
+        ResultExistsError: The table is already there.
+    """
+    folder, out, table = Path(folder), Path(out), table_path(out, overwrite=overwrite)
+    cases = _whole_cases(folder, folds)
+    slides = []
+    for number, case in enumerate(cases, start=1):
+        rng = np.random.default_rng([seed, zlib.crc32(case.name.encode())])
+        slide = compose_case(case, rng, cells_a_side=cells_a_side)
+        load_cell.cache_clear()  # no case is composed twice here
+        path = write_slide(out / "slides" / f"{case.name}.tif", slide.rgb, mpp=slide.mpp, software=ATTRIBUTION)
+        drawn = bool(slide.lesion.any())
+        lesion = write_mask(out / "lesions" / f"{case.name}.png", slide.lesion) if drawn else None
+        label = CLASSES[case.label]
+        slides.append(CohortSlide(path, label, case.name, fold=case.fold, lesion=lesion, lesion_free=not drawn))
+        logger.info("%d of %d slides written: %s", number, len(cases), path.name)
+    return write_table(NAME, folder, slides, table, overwrite=overwrite)
+
+
+def _whole_cases(folder: Path, folds: Collection[int]) -> list[Case]:
+    """The cases of some folds, if all of their files are there."""
+    if not (folder / "index.csv").is_file():
+        refuse_faults(NAME, folder, ["there is no index.csv"])
+    try:
+        cases = read_cases(folder, folds)
+    except (KeyError, ValueError, csv.Error) as error:
+        raise CohortError(f"{folder / 'index.csv'} is not the index of EBHI-Seg ({error}): copy it again.") from error
+    files = [path for case in cases for field in case.fields for path in (field.image, field.mask) if path]
+    faults = [f"there is no {path.relative_to(folder).as_posix()}" for path in files if not path.is_file()]
+    if not cases:
+        faults.append(f"no case is in the folds {', '.join(map(str, folds))}")
+    refuse_faults(NAME, folder, faults)
+    return cases
