@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shlex
 import subprocess
 import sys
 from enum import StrEnum
@@ -39,6 +40,17 @@ class DeviceName(StrEnum):
     CPU = "cpu"
     CUDA = "cuda"
     MPS = "mps"
+
+
+class StageName(StrEnum):
+    """What `msamil train` runs."""
+
+    SEGMENT = "segment"
+    END_TO_END = "end-to-end"
+    EXTRACT = "extract"
+    MIL = "mil"
+    EVALUATE = "evaluate"
+    ALL = "all"
 
 
 Mpp = Annotated[
@@ -313,6 +325,34 @@ def check(
         raise CohortError(f"{file} cannot be trained on: " + "; ".join(faults) + ".")
     patients = len({slide.patient for slide in cohort.slides})
     print(f"{file}: {len(cohort.slides)} slides of {patients} patients, classes {', '.join(cohort.classes)}; no faults")
+
+
+@app.command()
+def train(
+    stage: Annotated[StageName, typer.Argument(help="One stage, or all in their order.")],
+    cohort: Annotated[
+        Path, typer.Option(help="Table of slides (CSV), or a folder that holds a cohort.csv.", exists=True)
+    ],
+    out: Annotated[Path, typer.Option(help="Folder of the run. Give it again to go on where the run stopped.")],
+    preset: Annotated[str, typer.Option(help="default, literal, demo, tiny, or a TOML file.")] = "default",
+    settings: Annotated[
+        list[str] | None, typer.Argument(help="Single settings, for example end_to_end.patches=2000.")
+    ] = None,
+) -> None:
+    """Train MsaMIL-Net on a table of slides, test it, and write a report and a model file that the plugin opens."""
+    from napari_msamil.training.command import run_training
+
+    logging.getLogger("napari_msamil").setLevel(logging.INFO)
+    model = run_training(
+        stage.value,
+        preset=preset,
+        settings=settings or (),
+        cohort=cohort,
+        out=out,
+        command=shlex.join(["msamil", *sys.argv[1:]]),
+    )
+    if model is not None:
+        print(f"{out / 'report.md'}: the figures\n{model}: the model - research use only")
 
 
 @model_app.command("show")

@@ -60,9 +60,12 @@ def save_checkpoint(
 
 
 def load_checkpoint(
-    file: Path, plan: Mapping[str, Any], modules: Mapping[str, nn.Module], optimiser: torch.optim.Optimizer
+    file: Path,
+    plan: Mapping[str, Any],
+    modules: Mapping[str, nn.Module],
+    optimiser: torch.optim.Optimizer | None,
 ) -> tuple[dict[str, Any], Weights]:
-    """Put a checkpoint into modules and optimiser.
+    """Put a checkpoint into modules and, where it is to be gone on with, into their optimiser.
 
     Returns:
         The state and the best weights that were saved.
@@ -91,7 +94,8 @@ def load_checkpoint(
         changes = ", ".join(f"{key} was {theirs.get(key)} and is now {mine[key]}" for key in different)
         raise CheckpointError(f"{file} cannot be resumed: {changes}. Use the old values, or another folder.")
     put_back(modules, content["modules"])
-    optimiser.load_state_dict(content["optimiser"])
+    if optimiser is not None:
+        optimiser.load_state_dict(content["optimiser"])
     state: dict[str, Any] = content["state"]
     best: Weights = content["best"]
     return state, best

@@ -40,10 +40,15 @@ class Choice:
 
 
 class PatchDraws:
-    """The patches of every step, each following from seed, step and slot alone; `__getitem__` may run in any process."""
+    """The patches of every step, following from seed, step and slot alone; `__getitem__` may run in any process."""
 
     def __init__(
-        self, store: SlideStore, config: Config, targets: NDArray[np.int64], training: Sequence[int], held: Sequence[int]
+        self,
+        store: SlideStore,
+        config: Config,
+        targets: NDArray[np.int64],
+        training: Sequence[int],
+        held: Sequence[int],
     ) -> None:
         """Draw from the rows ``training`` and show the rows ``held`` as they are.
 
@@ -136,9 +141,7 @@ class PatchStream:
 
     def _held(self, slot: int) -> Drawn:
         keys = self._draws.keys(HELD, slot)
-        return self._drawn(
-            HELD, slot, lambda: (pixels for _, pixels in feed(self._draws, keys))
-        )
+        return self._drawn(HELD, slot, lambda: (pixels for _, pixels in feed(self._draws, keys)))
 
     def _drawn(self, step: int, slot: int, chunks: Callable[[], Iterator[Tensor]]) -> Drawn:
         choice = self._draws.choice(step, slot)
@@ -197,9 +200,7 @@ class ThumbnailDraws:
         return seen[0], tensor_of(turned(lesion, turn))[0]
 
 
-def zoomed(
-    picture: NDArray[np.uint8], lesion: NDArray[np.bool_], factor: float, *, least: int
-) -> Thumbnail:
+def zoomed(picture: NDArray[np.uint8], lesion: NDArray[np.bool_], factor: float, *, least: int) -> Thumbnail:
     """A picture and its lesion enlarged or shrunken, but to no side shorter than ``least``."""
     px = max(least, round(len(picture) * factor))
     shown = Image.fromarray(picture).resize((px, px), Image.Resampling.BILINEAR)

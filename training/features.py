@@ -1,8 +1,9 @@
-"""Stage "extract": the features of a slide's patches, one bag file per slide, made again only when something changed."""
+"""Stage "extract": the features of a slide's patches, one bag file per slide, made again only if need be."""
 
 import hashlib
 import json
 import logging
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -97,7 +98,11 @@ def extract_bags(
             "selection": [selection, random, seed, row] if selection == "random" else [selection],
         }
         if not _is_made_from(file, provenance):
-            bag, facts = bag_of_slide(model, slides[row], device=device, selection=selection, random=random, seed=[seed, 41, row])
+            began = time.monotonic()
+            bag, facts = bag_of_slide(
+                model, slides[row], device=device, selection=selection, random=random, seed=[seed, 41, row]
+            )
+            facts["seconds"] = round(time.monotonic() - began, 3)
             save_bag(bag, file, provenance=provenance | facts)
             _log.info("%s: %d patches", slides[row].path.name, len(bag))
     wait_for_all()

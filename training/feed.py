@@ -64,7 +64,7 @@ class _Keys(Generic[Key]):
 
 
 class _Items(Dataset[Value], Generic[Key, Value]):
-    """A maker as torch's loader wants it; errors cross to the other process as values, with their words as they were."""
+    """A maker as torch's loader wants it; errors cross to the other process as values, word for word."""
 
     def __init__(self, maker: Maker[Key, Value]) -> None:
         self._maker = maker

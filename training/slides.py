@@ -1,4 +1,4 @@
-"""The slides of a cohort as training sees them: thumbnails and patch tables kept in a folder, patches read on the fly."""
+"""The slides of a cohort as training sees them: thumbnails kept in a folder, patches read on the fly."""
 
 import logging
 from collections import OrderedDict
@@ -101,7 +101,7 @@ class SlideStore:
         with np.load(self._file(row)) as kept:
             return Prepared(
                 kept["thumbnail"],
-                kept["lesion"] if "lesion" in kept else None,
+                kept.get("lesion"),
                 (int(kept["size"][0]), int(kept["size"][1])),
                 (float(kept["mpp"][0]), float(kept["mpp"][1])),
                 (int(kept["background"][0]), int(kept["background"][1]), int(kept["background"][2])),
@@ -175,13 +175,13 @@ def _kept(store: OrderedDict[int, Value], key: int, make: Callable[[], Value], l
     return value
 
 
-def turned(pixels: NDArray[np.uint8], turn: int) -> NDArray[np.uint8]:
+def turned(pixels: NDArray[Any], turn: int) -> NDArray[Any]:
     """Pictures (n, P, P, ...) under one of the eight flips and quarter turns of a square; 0 leaves them as they are."""
     quarter = np.rot90(pixels, turn % 4, axes=(1, 2))
     return quarter[:, :, ::-1] if turn >= 4 else quarter
 
 
-def tensor_of(pixels: NDArray[np.uint8]) -> Tensor:
+def tensor_of(pixels: NDArray[Any]) -> Tensor:
     """A tensor of its own from an array that may be a view."""
     return torch.from_numpy(np.ascontiguousarray(pixels))
 

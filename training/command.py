@@ -1,0 +1,50 @@
+"""`msamil train`: settings, slides, a folder, and then the stages, fold by fold."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from napari_msamil.inference.engine import tune_allocator
+
+from .cohort import read_cohort
+from .config import read_config
+from .distributed import process_group, rank
+from .evaluate import evaluate_fold, finish
+from .run import begin
+from .stages import STAGES, Fold
+
+
+def run_training(
+    stage: str, *, preset: str, settings: Sequence[str], cohort: Path, out: Path, command: str = ""
+) -> Path | None:
+    """Run one stage, or all of them, on the folds of a run; what is done already is not done again.
+
+    Args:
+        stage: One of `STAGES`, or "all".
+        preset: Name of a preset or a TOML file.
+        settings: "key=value" each.
+        cohort: Table of slides, or a folder with a cohort.csv.
+        out: Folder of the run; made, or gone on with.
+        command: To be written on the model's card.
+
+    Returns:
+        The model file, once all folds are tested.
+
+    Raises:
+        MsamilError: Any fault in settings, slides, checkpoints or what is read; each is one sentence.
+    """
+    tune_allocator()
+    config = read_config(preset, settings)
+    table = read_cohort(cohort / "cohort.csv" if cohort.is_dir() else cohort)
+    with process_group():
+        if rank() > 0:
+            logging.getLogger("napari_msamil").setLevel(logging.WARNING)
+        run = begin(config, table, out, command=command)
+        for number, parts in run.parts().items():
+            for name in STAGES if stage == "all" else (stage,):
+                fold = Fold(run, number, parts)  # a fresh model: each stage takes from files what came before
+                if name == "evaluate":
+                    evaluate_fold(fold)
+                else:
+                    fold.run_stage(name)
+        return finish(run) if rank() == 0 else None

@@ -1,0 +1,214 @@
+"""Stage "evaluate": the test part of a fold is looked at, once, by weights that no longer change; then the report."""
+
+import json
+import logging
+import shutil
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from napari_msamil.models.bag import load_provenance
+from napari_msamil.models.card import Card
+from napari_msamil.models.files import write_atomically
+from napari_msamil.models.model import Model, load_model, save_model
+
+from .cohort_report import write_report
+from .distributed import rank, wait_for_all
+from .features import StoredBags, extract_bags
+from .figures import calibration_figure, confusion_figure, loss_figure, roc_figure
+from .metrics import Predictions, fit_temperature, over_folds, summarise
+from .run import Run, class_counts, versions
+from .stages import Fold
+
+MODEL, RESULT, LOGITS = "model.safetensors", "result.json", "logits.json"
+_log = logging.getLogger(__name__)
+
+
+def evaluate_fold(fold: Fold) -> None:
+    """Test a fold and write its model, predictions and figures; a fold that was tested stays as it is."""
+    run = fold.run
+    if (fold.folder / RESULT).exists():
+        _log.info("fold %d was tested before; its test part stays closed", fold.number)
+        return
+    fold.take_over(("segment", "end-to-end", "mil"))
+    model = fold.model.eval()
+    held = _predictions(run, fold.held(), _logits(model, fold.bags(fold.held())))
+    temperature = fit_temperature(held)
+    segment = fold.segment_figures()
+    rows = fold.parts.test.tolist()
+    selection: dict[str, Any] = {}
+    by_choice: dict[str, Predictions] = {}
+    for choice in run.config.evaluate.selection:
+        bags = extract_bags(
+            model,
+            run.cohort.slides,
+            rows,
+            fold.folder / "test" / choice,
+            device=run.device,
+            selection=choice,
+            random=run.config.evaluate.random,
+            seed=run.config.seed,
+        )
+        by_choice[choice] = _predictions(run, rows, _logits(model, bags))
+        selection[choice] = _figures_of(run, by_choice[choice]) | _cost(bags)
+    test = by_choice["lesion"]
+    result = {
+        "fold": fold.number,
+        "slides": {
+            "training": len(fold.training()),
+            "validation": len(fold.held()),
+            "test": len(rows),
+        },
+        "validation": _summary(run, held),
+        "test": _summary(run, test),
+        "temperature": temperature,
+        "test_calibrated": _summary(run, test, temperature),
+        "segment": segment,
+        "seconds": fold.seconds,
+        "scores": fold.scores,
+        "selection": selection,
+        "fallbacks": sum(load_provenance(f)["fallback"] is not None for f in _lesion_files(fold)),
+    }
+    if rank() == 0:
+        test.write_csv(fold.folder / "predictions-test.csv", temperature=temperature)
+        held.write_csv(fold.folder / "predictions-validation.csv", temperature=temperature)
+        model.card = _finished_card(run, fold, result)
+        save_model(model, fold.folder / MODEL, overwrite=True)
+        _write_json(fold.folder / LOGITS, {"rows": rows, "logits": test.logits.tolist()})
+        _write_json(fold.folder / RESULT, result)
+    wait_for_all()
+
+
+def finish(run: Run) -> Path | None:
+    """Write the report and the model of a run once all its folds are tested.
+
+    Returns:
+        The model file, or None as long as folds are missing.
+    """
+    parts = run.parts()
+    folders = {fold: run.fold_folder(fold) for fold in parts}
+    waiting = [fold for fold, folder in folders.items() if not (folder / RESULT).exists()]
+    if waiting:
+        _log.info("folds %s are not tested yet; the report waits for them", ", ".join(map(str, waiting)))
+        return None
+    results = {fold: json.loads((folder / RESULT).read_text()) for fold, folder in folders.items()}
+    logits = {fold: json.loads((folder / LOGITS).read_text()) for fold, folder in folders.items()}
+    tests = {fold: _predictions(run, one["rows"], np.array(one["logits"])) for fold, one in logits.items()}
+    pooled = Predictions.pooled(list(tests.values()))
+    temperature = np.concatenate([np.full(len(tests[fold].slides), results[fold]["temperature"]) for fold in tests])
+    overall = _summary(run, pooled)
+    if overall["auc"] is not None:
+        roc_figure(tests, run.folder / "roc.png")
+    calibration_figure(pooled, temperature, run.folder / "calibration.png")
+    confusion_figure(overall["confusion"], run.cohort.classes, run.folder / "confusion.png")
+    loss_figure([folder / "log.jsonl" for folder in folders.values()], run.folder / "loss.png")
+    pooled.write_csv(run.folder / "predictions.csv", temperature=temperature)
+    chosen = max(results, key=lambda fold: (results[fold]["validation"]["auc"] or 0.0, -fold))
+    _copy(folders[chosen] / MODEL, run.folder / MODEL)
+    everything = range(len(run.cohort.slides))
+    write_report(
+        run.folder,
+        {
+            "cohort": {
+                "name": run.cohort.source.resolve().parent.name,
+                "slides": len(run.cohort.slides),
+                "patients": len({slide.patient for slide in run.cohort.slides}),
+                "classes": class_counts(run.cohort, everything),
+            },
+            "command": run.command,
+            "preset": run.config.preset,
+            "seed": run.config.seed,
+            "versions": versions(),
+            "folds": list(results.values()),
+            "pooled": overall,
+            "pooled_calibrated": _summary(run, pooled, temperature),
+            "mean": over_folds([one["test"] for one in results.values()]),
+            "notes": [
+                f"{MODEL} is the model of fold {chosen}, which has the best AUC on its own validation slides; its test "
+                "slides had no part in that choice."
+            ],
+        },
+    )
+    return run.folder / MODEL
+
+
+def _logits(model: Model, bags: StoredBags) -> NDArray[np.float64]:
+    """(n, C) of some bags."""
+    model.eval()
+    with torch.inference_mode():
+        found = [model.aggregate(bag, attention=False).logits.double().cpu().numpy() for bag in bags]
+    return np.stack(found)
+
+
+def _predictions(run: Run, rows: list[int], logits: NDArray[np.float64]) -> Predictions:
+    slides = [run.cohort.slides[row] for row in rows]
+    return Predictions(
+        tuple(str(slide.path) for slide in slides),
+        tuple(slide.patient for slide in slides),
+        run.cohort.targets()[np.asarray(rows, np.int64)],
+        logits,
+        run.cohort.classes,
+    )
+
+
+def _summary(run: Run, predictions: Predictions, temperature: float | NDArray[np.float64] = 1.0) -> dict[str, Any]:
+    settings = run.config.evaluate
+    return summarise(
+        predictions, temperature=temperature, auc=settings.auc, rounds=settings.bootstrap, seed=run.config.seed
+    )
+
+
+def _figures_of(run: Run, predictions: Predictions) -> dict[str, Any]:
+    summary = _summary(run, predictions)
+    return {"auc": summary["auc"], "accuracy": summary["accuracy"]}
+
+
+def _cost(bags: StoredBags) -> dict[str, float]:
+    return {
+        "patches_per_slide": float(np.mean([len(bag) for bag in bags])),
+        "seconds_per_slide": float(np.mean([load_provenance(file)["seconds"] for file in bags.files])),
+    }
+
+
+def _lesion_files(fold: Fold) -> list[Path]:
+    return sorted((fold.folder / "test" / "lesion").glob("*.pt"))
+
+
+def _finished_card(run: Run, fold: Fold, result: dict[str, Any]) -> Card:
+    """The card with what a reader of the file should know."""
+    test, cohort = result["test"], run.cohort
+    counts = ", ".join(f"{n} {name}" for name, n in class_counts(cohort, fold.training()).items())
+    measured = {key: test[key] for key in ("auc", "accuracy", "balanced_accuracy", "f1_weighted", "ece", "brier")}
+    figures = {
+        f"test part of fold {fold.number}": measured | {"slides": test["slides"], "intervals": test["intervals"]},
+        "temperature fitted on validation": result["temperature"],
+        "chosen by": result["scores"],
+        "lesion mask, validation": result["segment"],
+        "versions": versions(),
+    }
+    return run.card.model_copy(
+        update={
+            "dataset": (
+                f"{cohort.source.resolve().parent.name}: trained on {len(fold.training())} slides ({counts}), chosen "
+                f"by {len(fold.held())}, tested on {test['slides']}; fold {fold.number}, split by patient"
+            ),
+            "command": run.command,
+            "figures": json.loads(json.dumps(figures)),
+            "created": datetime.now(UTC).date().isoformat(),
+        }
+    )
+
+
+def _copy(source: Path, target: Path) -> None:
+    with source.open("rb") as file:
+        write_atomically(target, lambda out: shutil.copyfileobj(file, out))
+    load_model(target)  # what the plugin will open
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+    write_atomically(path, lambda file: file.write(text.encode()))

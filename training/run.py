@@ -1,0 +1,189 @@
+"""A run: its folder, and what must be the same when it is gone on with."""
+
+import csv
+import io
+import json
+import logging
+import platform
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+
+from napari_msamil.errors import MsamilError
+from napari_msamil.inference.engine import Device, choose_device
+from napari_msamil.models.card import Card
+from napari_msamil.models.files import write_atomically
+
+from .cohort import (
+    Cohort,
+    CohortError,
+    CohortSlide,
+    Parts,
+    check_cohort,
+    read_cohort,
+    split_cohort,
+    write_cohort,
+)
+from .config import Config, differences
+from .distributed import rank, wait_for_all
+
+CONFIG, COHORT, VERSIONS, SPLITS = "config.toml", "cohort.csv", "versions.json", "splits.csv"
+_log = logging.getLogger(__name__)
+
+
+class RunError(MsamilError):
+    """A folder cannot be used for a run, or a stage cannot begin yet."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What all stages of a training share.
+
+    Attributes:
+        folder: Of the run.
+        config: All settings.
+        cohort: The slides.
+        card: Of the untrained model.
+        device: Where it computes.
+        command: That began it.
+    """
+
+    folder: Path
+    config: Config
+    cohort: Cohort
+    card: Card
+    device: Device
+    command: str
+
+    @property
+    def bf16(self) -> bool:
+        """Whether training computes in mixed precision: on a device that has such arithmetic."""
+        return choose_device(self.device.name, cpu_precision="bf16").precision == "bf16"
+
+    def parts(self) -> dict[int, Parts]:
+        """The folds that are trained and tested, by number."""
+        every = dict(
+            enumerate(
+                split_cohort(
+                    self.cohort, folds=self.config.folds, validation=self.config.validation, seed=self.config.seed
+                )
+            )
+        )
+        unknown = sorted(set(self.config.run_folds) - every.keys())
+        if unknown:
+            raise RunError(f"run_folds names fold {unknown[0]}, but the folds are {', '.join(map(str, every))}.")
+        return {k: parts for k, parts in every.items() if k in self.config.run_folds or not self.config.run_folds}
+
+    def fold_folder(self, fold: int) -> Path:
+        """Where the files of a fold lie."""
+        return self.folder / f"fold-{fold}"
+
+
+def begin(config: Config, cohort: Cohort, folder: Path, *, command: str) -> Run:
+    """Make a run's folder, or go on with one.
+
+    Nothing is written before everything that can be wrong with slides and settings has been looked at.
+
+    Raises:
+        RunError: The folder holds something else, or a run with other settings or slides; each difference is named.
+        CohortError: Slides cannot be trained on; each fault is named.
+    """
+    device = choose_device(config.machine.device)
+    card = config.card(cohort.classes)
+    if not any(slide.lesion or slide.lesion_free for slide in cohort.slides):
+        _log.warning("no slide has a known lesion: the segmenter stays untrained, and all tissue is looked at")
+        card = _without_segmenter(card)
+    run = Run(folder, config, cohort, card, device, command)
+    if (folder / CONFIG).exists():
+        _refuse_changes(folder, config, cohort)
+    elif folder.exists() and any(folder.iterdir()):
+        raise RunError(f"{folder} is not empty and holds no run: choose another --out.")
+    else:
+        faults = check_cohort(cohort, folds=config.folds) if rank() == 0 else []
+        if faults and not config.machine.skip_bad_slides:
+            raise CohortError(f"{cohort.source} cannot be trained on: " + "; ".join(faults) + ".")
+        run.parts()  # raises before anything is written
+        if rank() == 0:
+            _write_facts(run)
+    wait_for_all()
+    return run
+
+
+def _without_segmenter(card: Card) -> Card:
+    """A card by which nothing is lesion, and all tissue is looked at."""
+    thresholds = card.thresholds.model_copy(update={"lesion_probability": 1.0})
+    return card.model_copy(
+        update={"thresholds": thresholds, "on_empty": card.on_empty.model_copy(update={"policy": "tissue"})}
+    )
+
+
+def _refuse_changes(folder: Path, config: Config, cohort: Cohort) -> None:
+    try:
+        before = Config.model_validate(tomllib.loads((folder / CONFIG).read_text(encoding="utf-8"))).fixed()
+    except (OSError, ValueError) as error:
+        raise RunError(
+            f"{folder} holds a run whose settings cannot be read ({error}): choose another --out."
+        ) from error
+    changes = differences(before, config.fixed())
+    old, new = _by_path(read_cohort(folder / COHORT)), _by_path(cohort)
+    changed = sorted(str(path) for path in old.keys() | new.keys() if old.get(path) != new.get(path))
+    if changed:
+        changes.append(f"{len(changed)} row{'s' if len(changed) > 1 else ''} of the table changed, first {changed[0]}")
+    elif list(old) != list(new):
+        changes.append("the rows of the table stand in another order")
+    if changes:
+        raise RunError(f"{folder} cannot be gone on with: {'; '.join(changes)}. Use the old values, or another --out.")
+
+
+def _by_path(cohort: Cohort) -> dict[Path, CohortSlide]:
+    """Rows with their paths made absolute, so that a table may be moved with its slides."""
+    return {
+        s.path.resolve(): replace(s, path=s.path.resolve(), lesion=s.lesion.resolve() if s.lesion else None)
+        for s in cohort.slides
+    }
+
+
+def _write_facts(run: Run) -> None:
+    """Settings, slides, parts and versions, before the first step; the settings last, since they make it a run."""
+    folder = run.folder
+    facts = versions() | {"system": platform.platform(), "device": run.device.name, "command": run.command}
+    parts = run.parts()
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(["slide", "patient", "label", *(f"fold {fold}" for fold in parts)])
+    for row, slide in enumerate(run.cohort.slides):
+        table.writerow([slide.path.name, slide.patient, slide.label, *(_part_of(row, one) for one in parts.values())])
+    _write(folder / VERSIONS, json.dumps(facts, indent=2))
+    _write(folder / SPLITS, text.getvalue())
+    write_cohort(run.cohort.slides, folder / COHORT, overwrite=True)
+    _write(folder / CONFIG, run.config.to_toml())
+
+
+def _part_of(row: int, parts: Parts) -> str:
+    """Name of the part that a row belongs to."""
+    return next((name for name in ("training", "validation", "test") if row in getattr(parts, name)), "")
+
+
+def _write(path: Path, text: str) -> None:
+    write_atomically(path, lambda file: file.write((text.rstrip("\n") + "\n").encode()))
+
+
+def versions() -> dict[str, str]:
+    """Of all that the numbers of a run may depend on."""
+    names = ("napari-msamil", "torch", "timm", "segmentation-models-pytorch", "numpy", "pillow", "tiffslide")
+    return {name: version(name) for name in names} | {"python": platform.python_version()}
+
+
+def rows_with_lesion(cohort: Cohort, rows: Sequence[int]) -> list[int]:
+    """Those of some rows whose lesion is known, be it none."""
+    return [row for row in rows if cohort.slides[row].lesion is not None or cohort.slides[row].lesion_free]
+
+
+def class_counts(cohort: Cohort, rows: Sequence[int]) -> dict[str, int]:
+    """Slides of each class among some rows."""
+    targets = cohort.targets()[np.asarray(rows, np.int64)]
+    return {name: int((targets == k).sum()) for k, name in enumerate(cohort.classes)}

@@ -1,0 +1,269 @@
+"""The stages of one fold, in their order; each goes on where it stood, and leaves its best weights in the model."""
+
+import hashlib
+import json
+import logging
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from torch import nn
+
+from napari_msamil.models.model import Model, build_model
+
+from .checkpoint import load_checkpoint, put_back
+from .cohort import Parts
+from .draws import PatchDraws, PatchStream, ThumbnailDraws
+from .end_to_end import train_end_to_end
+from .features import StoredBags, extract_bags
+from .feed import feed
+from .loop import Plan, State
+from .mil import train_aggregator
+from .networks import start_from_imagenet, start_from_segmenter
+from .run import Run, RunError, rows_with_lesion
+from .segmentation import lesion_overlaps, sum_overlaps, train_segmenter
+from .slides import SlideStore
+
+STAGES = ("segment", "end-to-end", "extract", "mil", "evaluate")
+_WARM_UP = 0.05  # share of a stage's steps in which the learning rate rises
+_log = logging.getLogger(__name__)
+
+
+class Fold:
+    """Training on one fold. It knows the rows of its test part and never looks at their pixels; `evaluate` does."""
+
+    def __init__(self, run: Run, number: int, parts: Parts) -> None:
+        """Build the model with the random weights of the run's seed."""
+        self.run = run
+        self.number = number
+        self.folder = run.fold_folder(number)
+        self.parts = parts
+        self.targets = run.cohort.targets()
+        self.model: Model = build_model(run.card, seed=run.config.seed).to(run.device.name)
+        self.seconds: dict[str, float] = {}
+        self.scores: dict[str, float] = {}
+        self._store = SlideStore(run.cohort.slides, run.card, run.folder / "thumbnails")
+        self._usable: list[int] | None = None
+        self._start_encoders()
+
+    def take_over(self, stages: Sequence[str]) -> None:
+        """Put the best weights of stages that are over into the model."""
+        for stage in stages:
+            self._take_over(stage)
+
+    def run_stage(self, stage: str) -> None:
+        """Run a stage, or go on with it; those before it must be over."""
+        self.take_over(STAGES[: STAGES.index(stage)])
+        began = time.monotonic()
+        {"segment": self._segment, "end-to-end": self._end_to_end, "extract": self._extract, "mil": self._mil}[stage]()
+        _log.info("fold %d: %s took %.0f s", self.number, stage, time.monotonic() - began)
+
+    def _start_encoders(self) -> None:
+        if self.run.config.weights == "imagenet":
+            card = self.run.card
+            start_from_imagenet(
+                (self.model.segmenter.net.encoder, card.segmenter.encoder),
+                (self.model.extractor.encoder, card.extractor.encoder),
+            )
+
+    # ---- what the stages learn from
+
+    def training(self) -> list[int]:
+        """Rows that are learned from."""
+        return [row for row in self.parts.training.tolist() if row in self._good()]
+
+    def held(self) -> list[int]:
+        """Rows that weights are chosen by."""
+        return [row for row in self.parts.validation.tolist() if row in self._good()]
+
+    def _good(self) -> list[int]:
+        if self._usable is None:
+            rows = [*self.parts.training.tolist(), *self.parts.validation.tolist()]
+            self._usable = self._store.prepare(rows, skip_bad=self.run.config.machine.skip_bad_slides)
+        return self._usable
+
+    # ---- stages
+
+    def _segment(self) -> None:
+        known, held = (rows_with_lesion(self.run.cohort, rows) for rows in (self.training(), self.held()))
+        if not known:
+            _log.warning("fold %d: no training slide has a known lesion; stage segment is left out", self.number)
+            return
+        if not held:
+            raise RunError(
+                f"Fold {self.number} has no validation slide with a known lesion to choose the segmenter by."
+            )
+        draws = ThumbnailDraws(self._store, self.run.config, known)
+        plan = self._segment_plan(len(known))
+        coming: list[Any] = []
+
+        def draw(step: int) -> Any:
+            if not coming or coming[0] != step:  # the first step of a run, or of one that was resumed
+                coming[:] = [step, feed(draws, range(step, plan.steps))]
+            coming[0] += 1
+            return next(coming[1])
+
+        state = train_segmenter(
+            self.model,
+            draw,
+            lambda: [self._store.square(row) for row in held],
+            plan=plan,
+            folder=self.folder,
+            bf16=self.run.bf16,
+            resume=True,
+            tensorboard=self.run.config.machine.tensorboard,
+        )
+        self._note("segment", state, "lesion IoU")
+
+    def _segment_plan(self, slides: int) -> Plan:
+        settings = self.run.config.segment
+        per_epoch = math.ceil(slides / settings.batch)
+        return self._plan("segment", settings.epochs * per_epoch, settings.learning_rate, per_epoch, settings.patience)
+
+    def _end_to_end(self) -> None:
+        settings = self.run.config.end_to_end
+        if settings.start == "segmenter":
+            start_from_segmenter(self.model)
+        draws = PatchDraws(self._store, self.run.config, self.targets, self.training(), self.held())
+        one_pass = settings.freeze or settings.bn == "train"
+        stream = PatchStream(draws, passes=1 if one_pass else 2, workers=self.run.config.machine.workers)
+        state = train_end_to_end(
+            self.model,
+            stream.draw,
+            stream.held,
+            plan=self._end_to_end_plan(),
+            folder=self.folder,
+            slides=settings.accum,
+            encoder_rate=settings.lr_encoder / settings.lr_mil,
+            freeze=settings.freeze,
+            bn_trains=settings.bn == "train",
+            label_smoothing=settings.label_smoothing,
+            bf16=self.run.bf16,
+            resume=True,
+            tensorboard=self.run.config.machine.tensorboard,
+        )
+        self._note("end-to-end", state, "validation AUC")
+
+    def _end_to_end_plan(self) -> Plan:
+        settings = self.run.config.end_to_end
+        per_epoch = math.ceil(len(self.training()) / settings.accum)
+        steps = settings.epochs * per_epoch
+        return self._plan(
+            "end-to-end", steps, settings.lr_mil, per_epoch, settings.patience, weight_decay=settings.weight_decay
+        )
+
+    def _extract(self) -> None:
+        self.bags([*self.training(), *self.held()])
+
+    def bags(self, rows: Sequence[int]) -> StoredBags:
+        """Bags of lesion patches of some slides."""
+        self.model.eval()
+        return extract_bags(
+            self.model,
+            self.run.cohort.slides,
+            rows,
+            self.folder / "bags",
+            device=self.run.device,
+            seed=self.run.config.seed,
+        )
+
+    def _mil(self) -> None:
+        settings, training, held = self.run.config.mil, self.training(), self.held()
+        if settings.stage2_init == "new":
+            fresh = build_model(self.run.card, seed=self.run.config.seed + 1)
+            self.model.aggregator.load_state_dict(fresh.aggregator.state_dict())
+        state = train_aggregator(
+            self.model,
+            self.bags(training),
+            self.targets[training].tolist(),
+            self.bags(held),
+            self.targets[held].tolist(),
+            plan=self._mil_plan(),
+            folder=self.folder,
+            batch=settings.batch,
+            label_smoothing=settings.label_smoothing,
+            resume=True,
+            tensorboard=self.run.config.machine.tensorboard,
+        )
+        self._note("mil", state, "validation AUC")
+
+    def _mil_plan(self) -> Plan:
+        settings = self.run.config.mil
+        per_epoch = math.ceil(len(self.training()) / settings.batch)
+        steps = settings.epochs * per_epoch
+        return self._plan(
+            "mil", steps, settings.learning_rate, per_epoch, settings.patience, weight_decay=settings.weight_decay
+        )
+
+    # ---- what stands between the stages
+
+    def _plan(
+        self, name: str, steps: int, rate: float, per_epoch: int, patience: int, *, weight_decay: float = 1e-4
+    ) -> Plan:
+        made_from = [self.run.config.fixed(), self.run.card.to_json(), self.training(), self.held()]
+        return Plan(
+            name,
+            steps,
+            rate,
+            warmup=max(1, round(_WARM_UP * steps)),
+            weight_decay=weight_decay,
+            score_every=per_epoch,
+            patience=patience,
+            seed=self.run.config.seed,
+            made_from=hashlib.sha256(json.dumps(made_from).encode()).hexdigest()[:16],
+        )
+
+    def _take_over(self, stage: str) -> None:
+        """Put the best weights of a stage that is over into the model."""
+        plans = {"end-to-end": self._end_to_end_plan, "mil": self._mil_plan}
+        modules: dict[str, nn.Module] = {"aggregator": self.model.aggregator}
+        if stage == "segment":
+            known = rows_with_lesion(self.run.cohort, self.training())
+            if not known:
+                return
+            plan, modules = self._segment_plan(len(known)), {"segmenter": self.model.segmenter}
+        elif stage in plans:
+            plan = plans[stage]()
+            if stage == "end-to-end":
+                if self.run.config.end_to_end.freeze and self.run.config.end_to_end.start == "segmenter":
+                    start_from_segmenter(self.model)
+                elif not self.run.config.end_to_end.freeze:
+                    modules["extractor"] = self.model.extractor
+        else:
+            return  # bags are made where they are missing
+        state = self._best_of(plan, modules)
+        if state is None or not state.over(plan):
+            raise RunError(
+                f"Stage {stage} of fold {self.number} is not over: run `msamil train {stage}` with the same --out "
+                "first, or `msamil train all`."
+            )
+        self._note(stage, state, "lesion IoU" if stage == "segment" else "validation AUC")
+
+    def _best_of(self, plan: Plan, modules: dict[str, nn.Module]) -> State | None:
+        file = self.folder / f"{plan.name}.pt"
+        if not file.exists():
+            return None
+        found, best = load_checkpoint(file, asdict(plan), modules, None)
+        put_back(modules, best)
+        return State(**found)
+
+    def _note(self, stage: str, state: State, what: str) -> None:
+        self.seconds[stage] = round(state.seconds, 1)
+        self.scores[f"{stage}: {what}"] = round(state.best_score, 4)
+
+    def segment_figures(self) -> dict[str, float] | None:
+        """Validation IoU and Dice of the lesion mask, and of the mask that holds every pixel; None without masks."""
+        held = rows_with_lesion(self.run.cohort, self.held())
+        if not held or "segment" not in self.seconds:
+            return None
+        thumbnails = [self._store.square(row) for row in held]
+        found = sum_overlaps(lesion_overlaps(self.model, thumbnails))
+        everything = sum_overlaps(lesion_overlaps(self.model, thumbnails, everything=True))
+        return {
+            "iou": found.iou,
+            "dice": found.dice,
+            "everything_iou": everything.iou,
+            "everything_dice": everything.dice,
+        }
