@@ -41,6 +41,17 @@ class DeviceName(StrEnum):
     MPS = "mps"
 
 
+class DatasetName(StrEnum):
+    """What `msamil cohort from` takes."""
+
+    UBC_OCEAN = "ubc-ocean"
+    BCNB = "bcnb"
+    DIGESTPATH2019 = "digestpath2019"
+    CAMELYON16 = "camelyon16"
+    EBHI_SEG = "ebhi-seg"
+    FOLDERS = "folders"
+
+
 Mpp = Annotated[
     float | None,
     typer.Option(help="µm per pixel of the full resolution; used for every slide, whatever it says itself.", min=0.001),
@@ -294,25 +305,64 @@ def view(
     raise typer.Exit(subprocess.run(command, check=False).returncode)
 
 
-@cohort_app.callback()
-def _cohort() -> None:
-    """Keeps "check" a subcommand while it is the only one."""
-
-
 @cohort_app.command("check")
 def check(
-    file: Annotated[Path, typer.Argument(help="CSV file: slide, label, patient; optional split or fold, mpp, lesion.")],
+    file: Annotated[
+        Path, typer.Argument(help="CSV file: slide, label, patient; optional split or fold, mpp, lesion, site.")
+    ],
     folds: Annotated[int, typer.Option(help="Folds to draw where the table has none.", min=2)] = 5,
 ) -> None:
-    """Open every slide of a table and name everything that keeps it from being trained on."""
+    """Open every slide and lesion of a table and name everything that keeps it from being trained on."""
     from napari_msamil.training.cohort import CohortError, check_cohort, read_cohort
 
     cohort = read_cohort(file)
     faults = check_cohort(cohort, folds=folds)
     if faults:
         raise CohortError(f"{file} cannot be trained on: " + "; ".join(faults) + ".")
+    print(f"{_cohort_line(file)}; no faults")
+
+
+def _cohort_line(file: Path) -> str:
+    from napari_msamil.training.cohort import read_cohort
+
+    cohort = read_cohort(file)
     patients = len({slide.patient for slide in cohort.slides})
-    print(f"{file}: {len(cohort.slides)} slides of {patients} patients, classes {', '.join(cohort.classes)}; no faults")
+    return f"{file}: {len(cohort.slides)} slides of {patients} patients, classes {', '.join(cohort.classes)}"
+
+
+@cohort_app.command("synthetic")
+def synthetic(
+    out: Annotated[Path, typer.Option(help="Folder for cohort.csv, the slides and their lesion masks.")],
+    slides: Annotated[int, typer.Option(help="How many; every other one has a lesion.", min=2)] = 40,
+    seed: Annotated[int, typer.Option(help="Another seed draws other slides.", min=0)] = 0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier table.")] = False,
+) -> None:
+    """Draw slides with the offline sample generator, half of them with a lesion, and write their table."""
+    from napari_msamil.training.datasets.synthetic import write
+
+    print(_cohort_line(write(out, slides=slides, seed=seed, overwrite=overwrite)))
+
+
+@cohort_app.command("from")
+def from_dataset(
+    dataset: Annotated[DatasetName, typer.Argument(help="Which dataset; folders: one folder of slides per class.")],
+    folder: Annotated[Path, typer.Argument(help="The dataset as unpacked.")],
+    out: Annotated[Path, typer.Option(help="Folder for cohort.csv and what is made besides.")],
+    patient: Annotated[
+        str | None, typer.Option(help="folders: regular expression that finds the patient in a slide's path.")
+    ] = None,
+    mpp: Annotated[
+        float | None, typer.Option(help="bcnb, digestpath2019, folders: µm per pixel of all slides.", min=0.05, max=20)
+    ] = None,
+    masks: Annotated[Path | None, typer.Option(help="ubc-ocean: folder of the supplemental masks.")] = None,
+    fold: Annotated[list[int] | None, typer.Option(help="ebhi-seg: use this fold only; may be repeated.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier table.")] = False,
+) -> None:
+    """Write the table of slides of a public dataset, or of folders."""
+    from napari_msamil.training.datasets.adapters import write_dataset
+
+    options = {"patient": patient, "mpp": mpp, "masks": masks, "folds": fold or None}
+    print(_cohort_line(write_dataset(dataset.value, folder, out, overwrite=overwrite, **options)))
 
 
 @model_app.command("show")
