@@ -102,7 +102,9 @@ MASKS: dict[str, Callable[[Path], None]] = {
     "packed.tif": lambda p: tifffile.imwrite(p, fine().astype(np.uint16), compression="deflate", rowsperstrip=7),
     "tiled.tif": lambda p: tifffile.imwrite(p, fine().astype(np.uint8), tile=(64, 64), compression="lzw"),
     "rgb.tiff": lambda p: tifffile.imwrite(p, np.dstack([fine().astype(np.uint8)] * 3), photometric="rgb"),
-    "inverse.tif": lambda p: tifffile.imwrite(p, (~fine()).astype(np.uint8) * 255, photometric="miniswhite"),
+    "bilevel.tif": lambda p: tifffile.imwrite(p, fine()),
+    "imagej.tif": lambda p: tifffile.imwrite(p, fine().astype(np.uint8) * 255, photometric="miniswhite"),
+    "lossy.tif": lambda p: tifffile.imwrite(p, fine(16).astype(np.uint8) * 255, tile=(64, 64), compression="jpeg"),
 }  # fmt: skip
 
 
@@ -217,6 +219,15 @@ def test_xml_in_another_encoding_cannot_smuggle_entities_in(tmp_path: Path) -> N
     (tmp_path / "a.xml").write_bytes(LAUGHS.replace("?>", ' encoding="utf-16"?>', 1).encode("utf-16"))
     with pytest.raises(AnnotationError, match="not text in UTF-8"):
         read_lesion(tmp_path / "a.xml", SLIDE, SHAPE)
+
+
+def test_a_mask_that_claims_to_be_enormous_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
+    Image.new("L", (40, 20)).save(tmp_path / "a.png")
+    data = bytearray((tmp_path / "a.png").read_bytes())
+    data[16:24] = (4_000_000_000).to_bytes(4) + (2_000_000_000).to_bytes(4)
+    (tmp_path / "a.png").write_bytes(data)
+    with pytest.raises(AnnotationError, match=r"a.png is 4000000000 x 2000000000 pixels large"):
+        read_lesion(tmp_path / "a.png", SLIDE, SHAPE)
 
 
 def test_a_stack_is_no_mask_and_a_missing_file_is_missed(tmp_path: Path) -> None:
