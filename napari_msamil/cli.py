@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import shlex
 import subprocess
 import sys
 from enum import StrEnum
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from napari_msamil import __version__
+from napari_msamil.cli_training import cohort_app, train
 from napari_msamil.errors import MsamilError, ResultExistsError, UnreadablePatchesError
 
 if TYPE_CHECKING:
@@ -29,8 +29,8 @@ app = typer.Typer(
 )
 model_app = typer.Typer(help="Look into model files.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(model_app, name="model")
-cohort_app = typer.Typer(help="Tables of slides to train on.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(cohort_app, name="cohort")
+app.command()(train)
 
 
 class DeviceName(StrEnum):
@@ -40,17 +40,6 @@ class DeviceName(StrEnum):
     CPU = "cpu"
     CUDA = "cuda"
     MPS = "mps"
-
-
-class StageName(StrEnum):
-    """What `msamil train` runs."""
-
-    SEGMENT = "segment"
-    END_TO_END = "end-to-end"
-    EXTRACT = "extract"
-    MIL = "mil"
-    EVALUATE = "evaluate"
-    ALL = "all"
 
 
 Mpp = Annotated[
@@ -304,55 +293,6 @@ def view(
     command += ["--mpp", str(mpp)] if mpp else []
     command += ["--run"] if run else []
     raise typer.Exit(subprocess.run(command, check=False).returncode)
-
-
-@cohort_app.callback()
-def _cohort() -> None:
-    """Keeps "check" a subcommand while it is the only one."""
-
-
-@cohort_app.command("check")
-def check(
-    file: Annotated[Path, typer.Argument(help="CSV file: slide, label, patient; optional split or fold, mpp, lesion.")],
-    folds: Annotated[int, typer.Option(help="Folds to draw where the table has none.", min=2)] = 5,
-) -> None:
-    """Open every slide of a table and name everything that keeps it from being trained on."""
-    from napari_msamil.training.cohort import CohortError, check_cohort, read_cohort
-
-    cohort = read_cohort(file)
-    faults = check_cohort(cohort, folds=folds)
-    if faults:
-        raise CohortError(f"{file} cannot be trained on: " + "; ".join(faults) + ".")
-    patients = len({slide.patient for slide in cohort.slides})
-    print(f"{file}: {len(cohort.slides)} slides of {patients} patients, classes {', '.join(cohort.classes)}; no faults")
-
-
-@app.command()
-def train(
-    stage: Annotated[StageName, typer.Argument(help="One stage, or all in their order.")],
-    cohort: Annotated[
-        Path, typer.Option(help="Table of slides (CSV), or a folder that holds a cohort.csv.", exists=True)
-    ],
-    out: Annotated[Path, typer.Option(help="Folder of the run. Give it again to go on where the run stopped.")],
-    preset: Annotated[str, typer.Option(help="default, literal, demo, tiny, or a TOML file.")] = "default",
-    settings: Annotated[
-        list[str] | None, typer.Argument(help="Single settings, for example end_to_end.patches=2000.")
-    ] = None,
-) -> None:
-    """Train MsaMIL-Net on a table of slides, test it, and write a report and a model file that the plugin opens."""
-    from napari_msamil.training.command import run_training
-
-    logging.getLogger("napari_msamil").setLevel(logging.INFO)
-    model = run_training(
-        stage.value,
-        preset=preset,
-        settings=settings or (),
-        cohort=cohort,
-        out=out,
-        command=shlex.join(["msamil", *sys.argv[1:]]),
-    )
-    if model is not None:
-        print(f"{out / 'report.md'}: the figures\n{model}: the model - research use only")
 
 
 @model_app.command("show")

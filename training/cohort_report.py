@@ -42,6 +42,7 @@ def write_report(folder: Path, result: Mapping[str, Any]) -> None:
               everything_dice} or None, seconds: {stage: s}, selection: absent, or by "lesion", "all", "random"
               {auc, accuracy, patches_per_slide, seconds_per_slide}}
             - pooled: summary of the test slides of all folds
+            - pooled_before_mil: the same by the aggregator of the end-to-end stage; may be absent
             - pooled_calibrated: the same at each fold's own temperature; may be absent
             - mean: {metric: [mean, standard deviation]} over the test parts, as of `metrics.over_folds`
             - notes: sentences on what these numbers cannot say about this cohort
@@ -97,6 +98,9 @@ def _results(result: Mapping[str, Any]) -> Iterable[str]:
         rows.append([title, *(_number(mean[name][place]) for name in _NAMES)])
     rows.append(["**all test slides pooled**", *(f"**{_number(pooled[name])}**" for name in _NAMES)])
     rows.append(["95 % interval", *(_interval(pooled["intervals"][name]) for name in _NAMES)])
+    if before := result.get("pooled_before_mil"):
+        rows.append(["pooled, before stage mil", *(_number(before[name]) for name in _NAMES)])
+        rows.append(["95 % interval", *(_interval(before["intervals"][name]) for name in _NAMES)])
     yield _table(["", *_NAMES.values()], rows)
     kind = {None: "of the second class", "macro": "macro average, one against the rest"}
     average = kind.get(pooled["auc_average"], "average weighted by slides, one against the rest")
@@ -143,7 +147,7 @@ def _lesions(folds: Sequence[Mapping[str, Any]]) -> Iterable[str]:
     found = [fold for fold in folds if fold["segment"] is not None]
     if not found:
         return
-    yield "## Lesion masks on test slides"
+    yield "## Lesion masks on validation slides"
     names = ("iou", "everything_iou", "dice", "everything_dice")
     rows = [[f"fold {f['fold']}", *(_number(f["segment"][name]) for name in names)] for f in found]
     rows.append(["mean", *(_number(np.mean([f["segment"][name] for f in found])) for name in names)])

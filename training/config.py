@@ -4,6 +4,7 @@ The defaults below are those of MsaMIL-Net where the paper states them and ours 
 comments count the paper's open questions in the order of its sections.
 """
 
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
@@ -14,9 +15,10 @@ import tomli_w
 from pydantic import Field, ValidationError, model_validator
 
 from napari_msamil.errors import MsamilError
-from napari_msamil.models.card import PRESETS, Card, explain, preset_card
+from napari_msamil.models.card import Card, explain, preset_card
 from napari_msamil.models.configs import Frozen
 
+_PRESET = re.compile(r"train-[a-z-]+\.toml").fullmatch
 _TEXT_OF_CARD = ("classes", "preset", "format", "figures", "command", "created", "dataset", "cpu_precision")
 
 
@@ -204,7 +206,7 @@ def read_config(preset: str, settings: Sequence[str] = ()) -> Config:
     """Settings of a run.
 
     Args:
-        preset: Name of a preset ("default", "literal", "demo", "tiny") or a TOML file.
+        preset: Name of a preset, as of the files train-NAME.toml in resources, or a TOML file.
         settings: "key=value" each, the key with dots ("end_to_end.patches=2000"), the value as in TOML.
 
     Raises:
@@ -231,12 +233,14 @@ def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, An
 
 
 def _read_toml(preset: str) -> dict[str, Any]:
-    if preset in PRESETS:
-        text = files("napari_msamil.resources").joinpath(f"train-{preset}.toml").read_text(encoding="utf-8")
+    shipped = {file.name[6:-5]: file for file in files("napari_msamil.resources").iterdir() if _PRESET(file.name)}
+    if preset in shipped:
+        text = shipped[preset].read_text(encoding="utf-8")
     else:
         path = Path(preset)
         if path.suffix != ".toml":
-            raise ConfigError(f"There is no preset {preset!r}: use {', '.join(PRESETS)}, or a file that ends in .toml.")
+            names = ", ".join(sorted(shipped))
+            raise ConfigError(f"There is no preset {preset!r}: use {names}, or a file that ends in .toml.")
         try:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:

@@ -18,7 +18,7 @@ from napari_msamil.models.model import Model, load_model, save_model
 
 from .cohort_report import write_report
 from .distributed import rank, wait_for_all
-from .features import StoredBags, extract_bags
+from .features import Selection, StoredBags, extract_bags
 from .figures import calibration_figure, confusion_figure, loss_figure, roc_figure
 from .metrics import Predictions, fit_temperature, over_folds, summarise
 from .run import Run, class_counts, versions
@@ -34,25 +34,19 @@ def evaluate_fold(fold: Fold) -> None:
     if (fold.folder / RESULT).exists():
         _log.info("fold %d was tested before; its test part stays closed", fold.number)
         return
-    fold.take_over(("segment", "end-to-end", "mil"))
+    fold.take_over(("segment", "end-to-end", "mil"))  # raises unless all of them are over
+    fold.take_over(("end-to-end",))
     model = fold.model.eval()
+    rows = fold.parts.test.tolist()
+    before = _predictions(run, rows, _logits(model, _test_bags(fold, "lesion")))  # the bags know no aggregator
+    fold.take_over(("mil",))
     held = _predictions(run, fold.held(), _logits(model, fold.bags(fold.held())))
     temperature = fit_temperature(held)
     segment = fold.segment_figures()
-    rows = fold.parts.test.tolist()
     selection: dict[str, Any] = {}
     by_choice: dict[str, Predictions] = {}
     for choice in run.config.evaluate.selection:
-        bags = extract_bags(
-            model,
-            run.cohort.slides,
-            rows,
-            fold.folder / "test" / choice,
-            device=run.device,
-            selection=choice,
-            random=run.config.evaluate.random,
-            seed=run.config.seed,
-        )
+        bags = _test_bags(fold, choice)
         by_choice[choice] = _predictions(run, rows, _logits(model, bags))
         selection[choice] = _figures_of(run, by_choice[choice]) | _cost(bags)
     test = by_choice["lesion"]
@@ -65,6 +59,7 @@ def evaluate_fold(fold: Fold) -> None:
         },
         "validation": _summary(run, held),
         "test": _summary(run, test),
+        "test_before_mil": _summary(run, before),
         "temperature": temperature,
         "test_calibrated": _summary(run, test, temperature),
         "segment": segment,
@@ -78,7 +73,8 @@ def evaluate_fold(fold: Fold) -> None:
         held.write_csv(fold.folder / "predictions-validation.csv", temperature=temperature)
         model.card = _finished_card(run, fold, result)
         save_model(model, fold.folder / MODEL, overwrite=True)
-        _write_json(fold.folder / LOGITS, {"rows": rows, "logits": test.logits.tolist()})
+        logits = {"rows": rows, "logits": test.logits.tolist(), "before_mil": before.logits.tolist()}
+        _write_json(fold.folder / LOGITS, logits)
         _write_json(fold.folder / RESULT, result)
     wait_for_all()
 
@@ -99,6 +95,9 @@ def finish(run: Run) -> Path | None:
     logits = {fold: json.loads((folder / LOGITS).read_text()) for fold, folder in folders.items()}
     tests = {fold: _predictions(run, one["rows"], np.array(one["logits"])) for fold, one in logits.items()}
     pooled = Predictions.pooled(list(tests.values()))
+    before = Predictions.pooled(
+        [_predictions(run, one["rows"], np.array(one["before_mil"])) for one in logits.values()]
+    )
     temperature = np.concatenate([np.full(len(tests[fold].slides), results[fold]["temperature"]) for fold in tests])
     overall = _summary(run, pooled)
     if overall["auc"] is not None:
@@ -125,6 +124,7 @@ def finish(run: Run) -> Path | None:
             "versions": versions(),
             "folds": list(results.values()),
             "pooled": overall,
+            "pooled_before_mil": _summary(run, before),
             "pooled_calibrated": _summary(run, pooled, temperature),
             "mean": over_folds([one["test"] for one in results.values()]),
             "notes": [
@@ -134,6 +134,21 @@ def finish(run: Run) -> Path | None:
         },
     )
     return run.folder / MODEL
+
+
+def _test_bags(fold: Fold, choice: Selection) -> StoredBags:
+    """Bags of the test slides; the only place where they are read."""
+    run = fold.run
+    return extract_bags(
+        fold.model,
+        run.cohort.slides,
+        fold.parts.test.tolist(),
+        fold.folder / "test" / choice,
+        device=run.device,
+        selection=choice,
+        random=run.config.evaluate.random,
+        seed=run.config.seed,
+    )
 
 
 def _logits(model: Model, bags: StoredBags) -> NDArray[np.float64]:

@@ -104,7 +104,7 @@ def extract_bags(
             )
             facts["seconds"] = round(time.monotonic() - began, 3)
             save_bag(bag, file, provenance=provenance | facts)
-            _log.info("%s: %d patches", slides[row].path.name, len(bag))
+            _log.debug("%s: %d patches", slides[row].path.name, len(bag))
     wait_for_all()
     return StoredBags(files)
 

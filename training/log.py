@@ -35,7 +35,7 @@ class Log:
     def note(self, **values: Any) -> None:
         """Write one line; names are those of `COLUMNS`."""
         line = {"stage": self._stage} | {k: _rounded(v) for k, v in values.items()}
-        _log.info("%s", json.dumps(line))
+        _log.debug("%s", json.dumps(line))
         with self._jsonl.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         with self._csv.open("a", newline="", encoding="utf-8") as file:

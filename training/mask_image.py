@@ -1,7 +1,8 @@
 """Lesion masks kept as pictures: read by blocks and averaged to the size wanted, however large the file is.
 
 Lesion is whatever is not zero: any label of a napari labels image, any colour of a painted mask. Where the file is JPEG
-inside, whose zeros are not exact, it is what is brighter than half. Transparent pixels are no lesion.
+inside, whose zeros are not exact, it is what is brighter than half. Transparent pixels are no lesion. In a TIFF it is
+the stored numbers that count, also where zero is to be shown white: ImageJ and tifffile store bilevel masks so.
 """
 
 import mmap
@@ -16,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from napari_msamil.errors import AnnotationError, MsamilError
-from napari_msamil.slide.flat import read_header
+from napari_msamil.slide.flat import check_size, read_header
 from napari_msamil.slide.tiff import quiet
 
 SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg")
@@ -133,6 +134,7 @@ def _flat_blocks(path: Path, judge: Judge | None) -> Iterator[tuple[tuple[int, i
     import imagecodecs
 
     header = read_header(path)
+    check_size(path, header.width, header.height)
     lossy = header.kind == "JPEG"
     decode = imagecodecs.jpeg8_decode if lossy else imagecodecs.png_decode
     shape = (header.height, header.width) + ((header.samples,) if header.samples > 1 else ())
@@ -192,8 +194,6 @@ def _check_page(path: Path, tiff: Any, page: Any) -> None:
 
 def _page_blocks(page: Any, judge: Judge | None) -> Iterator[_Block]:
     judge = judge or (brighter_than_half if page.compression in _LOSSY_TIFF else not_zero)
-    if page.photometric == 0:  # white is zero: a mask drawn black on white in other words
-        judge = _inverted(judge, 2 ** int(page.bitspersample) - 1)
     if page.is_memmappable:  # one strip as large as the picture, as napari saves labels
         stored = page.asarray(out="memmap")
         rows = max(1, _STRIP_PX // page.imagewidth)
@@ -206,10 +206,6 @@ def _page_blocks(page: Any, judge: Judge | None) -> Iterator[_Block]:
             samples = data[0]  # (1, h, w, S) -> (h, w, S)
             inside = samples[: page.imagelength - index[2], : page.imagewidth - index[3]]
             yield _Block(index[3], index[2], _judged(inside, page, judge))
-
-
-def _inverted(judge: Judge, top: int) -> Judge:
-    return lambda samples: judge(top - samples)
 
 
 def _judged(samples: NDArray[Any], page: Any, judge: Judge) -> NDArray[np.bool_]:

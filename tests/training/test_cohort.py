@@ -6,8 +6,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from napari_msamil.errors import ResultExistsError
 from napari_msamil.slide.sample import write_sample_slide
-from napari_msamil.training.cohort import CohortError, CohortSlide, check_cohort, read_cohort, split_cohort
+from napari_msamil.training.cohort import (
+    CohortError,
+    CohortSlide,
+    check_cohort,
+    read_cohort,
+    split_cohort,
+    write_cohort,
+)
 
 HEADER = "slide,label,patient"
 
@@ -122,3 +130,54 @@ def test_splits_and_folds_of_the_table_are_kept(table: Callable[..., Path]) -> N
     first, second = split_cohort(read_cohort(table(*lines, header=HEADER + ",fold")))
     assert first.test.tolist() == [0, 1, 2, 3, 4]
     assert second.test.tolist() == [5, 6, 7, 8, 9]
+
+
+def test_no_lesion_is_told_from_nobody_knows(table: Callable[..., Path], tmp_path: Path) -> None:
+    (tmp_path / "s2.png").touch()
+    path = table("s0.tif,a,p0,none", "s1.tif,b,p1,", "s2.tif,b,p2,s2.png", header=HEADER + ",lesion")
+    free, unknown, marked = read_cohort(path).slides
+    assert (free.lesion, free.lesion_free) == (None, True)
+    assert (unknown.lesion, unknown.lesion_free) == (None, False)
+    assert (marked.lesion, marked.lesion_free) == (tmp_path / "s2.png", False)
+
+
+def test_a_written_table_reads_back_and_moves_with_its_folder(table: Callable[..., Path], tmp_path: Path) -> None:
+    (tmp_path / "s0.png").touch()
+    slides = (
+        CohortSlide(tmp_path / "s0.tif", "a, or b", "p1", fold=0, mpp=0.2431, lesion=tmp_path / "s0.png", site="Köln"),
+        CohortSlide(tmp_path / "s1.tif", "c", "p2", fold=1, lesion_free=True),
+    )
+    path = write_cohort(slides, tmp_path / "written.csv")
+    assert path.read_text(encoding="utf-8").splitlines() == [
+        "slide,label,patient,fold,mpp,lesion,site",
+        's0.tif,"a, or b",p1,0,0.2431,s0.png,Köln',
+        "s1.tif,c,p2,1,,none,",
+    ]
+    assert read_cohort(path).slides == slides
+    elsewhere = write_cohort(slides, tmp_path / "below" / "written.csv")
+    assert read_cohort(elsewhere).slides == slides, "slides beside the table's folder keep their full path"
+
+
+def test_a_table_is_replaced_only_on_demand_and_never_in_part(tmp_path: Path) -> None:
+    slide = CohortSlide(tmp_path / "s.tif", "a", "p")
+    path = write_cohort([slide], tmp_path / "cohort.csv")
+    before = path.read_text()
+    with pytest.raises(ResultExistsError, match=r"cohort.csv is already there"):
+        write_cohort([slide, slide], path)
+    with pytest.raises(CohortError, match="said to have no lesion"):
+        write_cohort([CohortSlide(path, "a", "p", lesion=path, lesion_free=True)], path, overwrite=True)
+    assert path.read_text() == before
+    write_cohort([slide, slide], path, overwrite=True)
+    assert len(path.read_text().splitlines()) == 3
+    assert [p.name for p in tmp_path.iterdir()] == ["cohort.csv"]
+
+
+def test_checking_names_lesion_files_that_cannot_be_read(table: Callable[..., Path], tmp_path: Path) -> None:
+    for name in ("s0.tif", "s1.tif"):
+        write_sample_slide(tmp_path / name, size_px=512)
+    (tmp_path / "bad.png").write_bytes(b"no picture")
+    square = [[10, 10], [300, 10], [300, 300], [10, 10]]
+    (tmp_path / "good.geojson").write_text(f'{{"type": "Polygon", "coordinates": [{square}]}}')
+    path = table("s0.tif,a,p0,0,bad.png", "s1.tif,b,p1,1,good.geojson", header=HEADER + ",fold,lesion")
+    [fault] = check_cohort(read_cohort(path))
+    assert "bad.png cannot be read" in fault

@@ -6,8 +6,9 @@ Layout as published: `tissue-train-pos-v1/` with pairs `{name}.jpg` and `{name}_
 The files give no patients. Their names tell of the specimen, the date and time of its scan and the place cut out of it,
 as in `18-09926A_2019-05-08 00_06_12-lv1-23405-10754-6406-3826`: all pictures of a specimen count as one patient. Where
 it begins with a year, as in `2018_64982_1-3`, the block after the number is left off; where a name begins with the
-date, all pictures of that scan are one patient; any other picture is a patient of its own. The challenge tells of 20x and no pixel size: 0.5 µm per pixel is taken; give
-``mpp`` if you know it better.
+date, all pictures of that scan are one patient; any other picture is a patient of its own.
+
+The challenge tells of 20x and no pixel size: 0.5 µm per pixel is taken; give ``mpp`` if you know it better.
 """
 
 import re

@@ -1,0 +1,123 @@
+"""`msamil cohort` and `msamil train`; the training module is imported only when one of them runs."""
+
+from __future__ import annotations
+
+import logging
+import shlex
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+cohort_app = typer.Typer(help="Tables of slides to train on.", no_args_is_help=True, rich_markup_mode=None)
+
+
+class StageName(StrEnum):
+    """What `msamil train` runs."""
+
+    SEGMENT = "segment"
+    END_TO_END = "end-to-end"
+    EXTRACT = "extract"
+    MIL = "mil"
+    EVALUATE = "evaluate"
+    ALL = "all"
+
+
+class DatasetName(StrEnum):
+    """What `msamil cohort from` takes."""
+
+    UBC_OCEAN = "ubc-ocean"
+    BCNB = "bcnb"
+    DIGESTPATH2019 = "digestpath2019"
+    CAMELYON16 = "camelyon16"
+    EBHI_SEG = "ebhi-seg"
+    FOLDERS = "folders"
+
+
+@cohort_app.command("check")
+def check(
+    file: Annotated[
+        Path, typer.Argument(help="CSV file: slide, label, patient; optional split or fold, mpp, lesion, site.")
+    ],
+    folds: Annotated[int, typer.Option(help="Folds to draw where the table has none.", min=2)] = 5,
+) -> None:
+    """Open every slide and lesion of a table and name everything that keeps it from being trained on."""
+    from napari_msamil.training.cohort import CohortError, check_cohort, read_cohort
+
+    cohort = read_cohort(file)
+    faults = check_cohort(cohort, folds=folds)
+    if faults:
+        raise CohortError(f"{file} cannot be trained on: " + "; ".join(faults) + ".")
+    print(f"{_cohort_line(file)}; no faults")
+
+
+def _cohort_line(file: Path) -> str:
+    from napari_msamil.training.cohort import read_cohort
+
+    cohort = read_cohort(file)
+    patients = len({slide.patient for slide in cohort.slides})
+    return f"{file}: {len(cohort.slides)} slides of {patients} patients, classes {', '.join(cohort.classes)}"
+
+
+@cohort_app.command("synthetic")
+def synthetic(
+    out: Annotated[Path, typer.Option(help="Folder for cohort.csv, the slides and their lesion masks.")],
+    slides: Annotated[int, typer.Option(help="How many; every other one has a lesion.", min=2)] = 40,
+    seed: Annotated[int, typer.Option(help="Another seed draws other slides.", min=0)] = 0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier table.")] = False,
+) -> None:
+    """Draw slides with the offline sample generator, half of them with a lesion, and write their table."""
+    from napari_msamil.training.datasets.synthetic import write
+
+    print(_cohort_line(write(out, slides=slides, seed=seed, overwrite=overwrite)))
+
+
+@cohort_app.command("from")
+def from_dataset(
+    dataset: Annotated[DatasetName, typer.Argument(help="Which dataset; folders: one folder of slides per class.")],
+    folder: Annotated[Path, typer.Argument(help="The dataset as unpacked.")],
+    out: Annotated[Path, typer.Option(help="Folder for cohort.csv and what is made besides.")],
+    patient: Annotated[
+        str | None, typer.Option(help="folders: regular expression that finds the patient in a slide's path.")
+    ] = None,
+    mpp: Annotated[
+        float | None, typer.Option(help="bcnb, digestpath2019, folders: µm per pixel of all slides.", min=0.05, max=20)
+    ] = None,
+    masks: Annotated[Path | None, typer.Option(help="ubc-ocean: folder of the supplemental masks.")] = None,
+    fold: Annotated[list[int] | None, typer.Option(help="ebhi-seg: use this fold only; may be repeated.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier table.")] = False,
+) -> None:
+    """Write the table of slides of a public dataset, or of folders."""
+    from napari_msamil.training.datasets.adapters import write_dataset
+
+    options = {"patient": patient, "mpp": mpp, "masks": masks, "folds": fold or None}
+    print(_cohort_line(write_dataset(dataset.value, folder, out, overwrite=overwrite, **options)))
+
+
+def train(
+    stage: Annotated[StageName, typer.Argument(help="One stage, or all in their order.")],
+    cohort: Annotated[
+        Path, typer.Option(help="Table of slides (CSV), or a folder that holds a cohort.csv.", exists=True)
+    ],
+    out: Annotated[Path, typer.Option(help="Folder of the run. Give it again to go on where the run stopped.")],
+    preset: Annotated[str, typer.Option(help="default, literal, demo, tiny, or a TOML file.")] = "default",
+    settings: Annotated[
+        list[str] | None, typer.Argument(help="Single settings, for example end_to_end.patches=2000.")
+    ] = None,
+) -> None:
+    """Train MsaMIL-Net on a table of slides, test it, and write a report and a model file that the plugin opens."""
+    from napari_msamil.training.command import run_training
+
+    logging.getLogger("napari_msamil").setLevel(logging.INFO)
+    model = run_training(
+        stage.value,
+        preset=preset,
+        settings=settings or (),
+        cohort=cohort,
+        out=out,
+        command=shlex.join(["msamil", *sys.argv[1:]]),
+    )
+    if model is not None:
+        print(f"{out / 'report.md'}: the figures\n{model}: the model - research use only")
