@@ -210,6 +210,9 @@ def split_cohort(cohort: Cohort, *, folds: int = 5, validation: float = 0.2, see
         folds: Number of folds to draw where the table has none.
         validation: About which share of the rows that are not tested are held out for choosing.
         seed: Of the drawing.
+
+    Raises:
+        CohortError: A class has too few patients to be in all parts.
     """
     rows = np.arange(len(cohort.slides))
     if _has_splits(cohort):
@@ -252,7 +255,12 @@ def _held_out(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Rows less about a share of them, and that share; more where a class has few patients, so that it is in both."""
     patients = {(cohort.slides[row].label, cohort.slides[row].patient) for row in rows}
-    fewest = min(Counter(label for label, _ in patients).values())
+    rarest, fewest = min(Counter(label for label, _ in patients).items(), key=lambda item: item[1])
+    if fewest < 2:
+        raise CohortError(
+            f"{cohort.source}: where a fold is tested, class {rarest!r} has one patient left, who cannot be both "
+            "learned from and validated on: use more patients, or leave the class out."
+        )
     held = _draw(cohort, rows, max(2, min(round(1 / share), fewest)), seed)[0]
     return np.setdiff1d(rows, held), held
 

@@ -91,6 +91,7 @@ def _by_processes(maker: Maker[Key, Value], keys: Iterable[Key], workers: int) -
         multiprocessing_context="spawn",
         prefetch_factor=_AHEAD,
         worker_init_fn=_one_thread,
+        generator=torch.Generator(),  # else it draws from the stream of random numbers that dropout draws from
     )
     try:
         for value in loader:

@@ -33,10 +33,11 @@ def main() -> None:
     """Run every benchmark and print what it measured."""
     import bench_classify
     import bench_read
+    import bench_train
     import bench_view
 
     quick = "--quick" in sys.argv
-    rows = [row for bench in (bench_view, bench_read, bench_classify) for row in bench.run(quick=quick)]
+    rows = [row for bench in (bench_view, bench_read, bench_classify, bench_train) for row in bench.run(quick=quick)]
     print(table(rows))
     facts = {
         "time": time.strftime("%Y-%m-%dT%H:%M:%S"),

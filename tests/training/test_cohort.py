@@ -181,3 +181,9 @@ def test_checking_names_lesion_files_that_cannot_be_read(table: Callable[..., Pa
     path = table("s0.tif,a,p0,0,bad.png", "s1.tif,b,p1,1,good.geojson", header=HEADER + ",fold,lesion")
     [fault] = check_cohort(read_cohort(path))
     assert "bad.png cannot be read" in fault
+
+
+def test_a_class_too_rare_to_be_held_out_is_named(table: Callable[..., Path]) -> None:
+    rows = [f"s{k}.tif,{'ab'[k % 2]},p{k}" for k in range(4)]
+    with pytest.raises(CohortError, match="has one patient left"):
+        split_cohort(read_cohort(table(*rows)), folds=2)

@@ -1,0 +1,93 @@
+"""Several processes are one training: the same gradient, the same steps, every slide once."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from napari_msamil.training.datasets import synthetic
+
+GRADIENT = """
+import sys, torch
+from torch import nn
+from napari_msamil.training.distributed import gather, mine, process_group, rank, sum_gradients, world
+from napari_msamil.training.two_pass import freeze_batch_norm, two_pass_backward
+
+torch.set_num_threads(1)
+torch.manual_seed(0)
+extractor = nn.Sequential(
+    nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.GELU(), nn.Dropout(0.3), nn.AdaptiveAvgPool2d(2), nn.Flatten(),
+    nn.Linear(32, 16),
+).double()
+score, out = nn.Linear(16, 1).double(), nn.Linear(16, 2).double()
+bags = [torch.randn(5 + k, 3, 9, 9, dtype=torch.float64) for k in range(3)]
+extractor(bags[0])
+extractor.train()
+freeze_batch_norm(extractor)
+
+def head(features):
+    pooled = (score(features).softmax(0) * features.tanh()).sum(0)
+    return nn.functional.cross_entropy(out(pooled)[None], torch.tensor([1])) / len(bags)
+
+with process_group():
+    for k in mine(range(len(bags))):
+        torch.manual_seed(100 + k)
+        if sys.argv[1] == "full":
+            head(torch.cat([extractor(chunk) for chunk in torch.split(bags[k], 2)])).backward()
+        else:
+            two_pass_backward(extractor, lambda: torch.split(bags[k], 2), head, modules=[extractor])
+    parameters = [*extractor.parameters(), *score.parameters(), *out.parameters()]
+    sum_gradients(parameters)
+    assert gather([k * k for k in mine(range(5))]) == [0, 1, 4, 9, 16]
+    if rank() == 0:
+        torch.save([p.grad for p in parameters], sys.argv[2])
+"""
+
+
+def run(processes: int, *arguments: str) -> None:
+    """A program in one process, or in several that torchrun starts."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    start = ["-m", "torch.distributed.run", f"--nproc-per-node={processes}", f"--master-port={port}"]
+    line = [sys.executable, *(start if processes > 1 else []), *arguments]
+    done = subprocess.run(line, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_the_two_pass_gradient_of_two_processes_is_the_full_graphs_of_one(tmp_path: Path) -> None:
+    program = tmp_path / "gradient.py"
+    program.write_text(GRADIENT)
+    run(1, str(program), "full", str(tmp_path / "full.pt"))
+    run(1, str(program), "two-pass", str(tmp_path / "one.pt"))
+    run(2, str(program), "two-pass", str(tmp_path / "two.pt"))
+    full, one, two = (torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("full", "one", "two"))
+    assert len(full) == 10
+    for whole, single, double in zip(full, one, two, strict=True):
+        assert (single - whole).norm() <= 1e-10 * whole.norm()
+        assert (double - whole).norm() <= 1e-10 * whole.norm()
+
+
+def test_two_processes_train_and_score_as_one_does(tmp_path: Path) -> None:
+    cohort = synthetic.write(tmp_path / "cohort", slides=10, size_px=512)
+    for processes in (1, 2):
+        for stage in ("segment", "end-to-end", "mil"):
+            settings = ("model.thumbnail_px=128", "end_to_end.patches=6", "end_to_end.accum=3", "machine.device=cpu")
+            where = ("--preset", "tiny", "--cohort", str(cohort), "--out", str(tmp_path / str(processes)))
+            run(processes, "-m", "napari_msamil.training", stage, *where, *settings)
+    logs = []
+    for processes in "12":
+        lines = (tmp_path / processes / "fold-0" / "log.jsonl").read_text().splitlines()
+        logs.append([json.loads(line) for line in lines])
+    assert [(line["stage"], line["step"]) for line in logs[0]] == [(line["stage"], line["step"]) for line in logs[1]]
+    first = [next(line for line in log if line["stage"] == "end-to-end") for log in logs]
+    assert abs(first[0]["loss"] - first[1]["loss"]) < 0.02 * first[0]["loss"]
+    weights = [
+        torch.load(tmp_path / k / "fold-0" / "end-to-end.pt", weights_only=True)["modules"]["aggregator"] for k in "12"
+    ]
+    for name, value in weights[0].items():
+        torch.testing.assert_close(value, weights[1][name], rtol=0, atol=2e-3)

@@ -1,0 +1,220 @@
+"""A whole training on drawn slides: what comes out, what is never looked at, and what an interruption does."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from napari_msamil import classify, load_model
+from napari_msamil.slide.slide import Slide
+from napari_msamil.training import command, evaluate
+from napari_msamil.training.cohort import CohortError, read_cohort
+from napari_msamil.training.command import run_training
+from napari_msamil.training.datasets import synthetic
+from napari_msamil.training.run import RunError
+
+SETTINGS = ["model.thumbnail_px=128", "end_to_end.patches=6", "end_to_end.chunk=4", "machine.device=cpu"]
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve small drawn slides."""
+    return synthetic.write(tmp_path_factory.mktemp("cohort"), slides=12, size_px=512)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Small networks are fastest on one."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def train(stage: str, cohort: Path, out: Path, *settings: str) -> Path | None:
+    return run_training(
+        stage, preset="tiny", settings=[*SETTINGS, *settings], cohort=cohort, out=out, command="the command"
+    )
+
+
+def shell(stage: str, cohort: Path, out: Path, *settings: str) -> list[str]:
+    return [
+        *(sys.executable, "-m", "napari_msamil.training", stage, "--preset", "tiny"),
+        *("--cohort", str(cohort), "--out", str(out), *SETTINGS, *settings),
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def finished(cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of all stages on both folds."""
+    out = tmp_path_factory.mktemp("run") / "run"
+    assert train("all", cohort, out, "run_folds=[]") == out / "model.safetensors"
+    return out
+
+
+def test_what_comes_out_is_a_model_that_classifies_as_its_evaluation_did(finished: Path, cohort: Path) -> None:
+    card = load_model(finished / "model.safetensors").card
+    assert card.classes == ("adenocarcinoma", "no adenocarcinoma")
+    assert card.command == "the command"
+    results = [json.loads((finished / f"fold-{k}" / "result.json").read_text()) for k in (0, 1)]
+    chosen = max((0, 1), key=lambda k: (results[k]["validation"]["auc"], -k))
+    assert card.figures[f"test part of fold {chosen}"]["auc"] == results[chosen]["test"]["auc"]
+    logits = json.loads((finished / f"fold-{chosen}" / "logits.json").read_text())
+    slide = read_cohort(cohort).slides[logits["rows"][0]]
+    found = classify(slide.path, finished / "model.safetensors", device="cpu").probabilities
+    expected = torch.tensor(logits["logits"][0], dtype=torch.float64).softmax(0).numpy()
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_every_slide_is_tested_once_and_the_report_stands_on_them(finished: Path, cohort: Path) -> None:
+    metrics = json.loads((finished / "metrics.json").read_text())
+    assert metrics["pooled"]["slides"] == 12
+    rows = [row for k in (0, 1) for row in json.loads((finished / f"fold-{k}" / "logits.json").read_text())["rows"]]
+    assert sorted(rows) == list(range(12))
+    report = (finished / "report.md").read_text()
+    assert "Research use only" in report
+    assert f"{metrics['pooled']['auc']:.3f}" in report
+    for name in ("roc.png", "calibration.png", "confusion.png", "loss.png", "predictions.csv", "splits.csv"):
+        assert (finished / name).stat().st_size > 100, name
+    assert set(metrics["folds"][0]["selection"]) == {"lesion", "all", "random"}
+    assert json.loads((finished / "versions.json").read_text())["torch"] == version("torch")
+
+
+def test_no_patient_is_in_two_parts(finished: Path) -> None:
+    lines = (finished / "splits.csv").read_text().splitlines()
+    assert lines[0] == "slide,patient,label,fold 0,fold 1"
+    cells = [line.split(",") for line in lines[1:]]
+    assert all({row[3], row[4]} & {"test"} for row in cells), "each slide is tested in one fold"
+    assert sum(row[3] == "test" for row in cells) + sum(row[4] == "test" for row in cells) == 12
+
+
+def test_no_pixel_of_the_test_part_is_read_before_the_last_stage(
+    cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: set[str] = set()
+    seen_by_then: list[set[str]] = []
+    for name in ("read", "read_level"):
+        plain = getattr(Slide, name)
+
+        def noted(self: Slide, *given: object, _plain: object = plain, **named: object) -> object:
+            read.add(self.name)
+            return _plain(self, *given, **named)  # type: ignore[operator]
+
+        monkeypatch.setattr(Slide, name, noted)
+    whole = evaluate.evaluate_fold
+    monkeypatch.setattr(command, "evaluate_fold", lambda fold: (seen_by_then.append(set(read)), whole(fold)))
+    train("all", cohort, tmp_path / "run")
+    rows = json.loads((tmp_path / "run" / "fold-0" / "logits.json").read_text())["rows"]
+    tested = {read_cohort(cohort).slides[row].path.name for row in rows}
+    assert len(tested) == 6
+    assert not tested & seen_by_then[0]
+    assert tested <= read
+
+
+def test_a_tested_fold_is_not_opened_again(finished: Path, cohort: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*given: object, **named: object) -> None:
+        raise AssertionError("a slide was read")
+
+    monkeypatch.setattr(Slide, "read", fail)
+    before = (finished / "fold-0" / "result.json").read_bytes()
+    train("evaluate", cohort, finished, "run_folds=[]")
+    assert (finished / "fold-0" / "result.json").read_bytes() == before
+
+
+def test_killed_and_resumed_equals_never_interrupted_bit_for_bit(cohort: Path, tmp_path: Path) -> None:
+    epochs = "end_to_end.epochs=4"
+    subprocess.run(shell("segment", cohort, tmp_path / "a", epochs), check=True, capture_output=True)
+    subprocess.run(shell("end-to-end", cohort, tmp_path / "a", epochs), check=True, capture_output=True)
+    subprocess.run(shell("segment", cohort, tmp_path / "b", epochs), check=True, capture_output=True)
+    log = tmp_path / "b" / "fold-0" / "log.jsonl"
+    process = subprocess.Popen(shell("end-to-end", cohort, tmp_path / "b", epochs), stderr=subprocess.DEVNULL)
+    while process.poll() is None and not (tmp_path / "b" / "fold-0" / "end-to-end.pt").exists():
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    part = torch.load(tmp_path / "b" / "fold-0" / "end-to-end.pt", weights_only=True)["state"]["step"]
+    subprocess.run(shell("end-to-end", cohort, tmp_path / "b", epochs), check=True, capture_output=True)
+    one, two = (torch.load(tmp_path / k / "fold-0" / "end-to-end.pt", weights_only=True) for k in "ab")
+    assert 0 < part < one["state"]["step"] == two["state"]["step"]
+    assert one["state"]["best_score"] == two["state"]["best_score"]
+    for module in ("extractor", "aggregator"):
+        for name, value in one["modules"][module].items():
+            assert torch.equal(value, two["modules"][module][name]), f"{module}.{name}"
+            assert torch.equal(one["best"][module][name], two["best"][module][name]), f"best {module}.{name}"
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    steps = [line["step"] for line in lines if line["stage"] == "end-to-end"]
+    assert steps == sorted(set(steps)), "work that was lost and done again stands in the log once"
+
+
+def test_sigterm_saves_and_ends_with_a_sentence(cohort: Path, tmp_path: Path) -> None:
+    command_line = shell("segment", cohort, tmp_path, "segment.epochs=500")
+    process = subprocess.Popen(command_line, stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and not (tmp_path / "fold-0" / "segment.pt").exists():
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "The same command goes on from there" in said
+    state = torch.load(tmp_path / "fold-0" / "segment.pt", weights_only=True)["state"]
+    assert f"after step {state['step']} of" in said
+
+
+def test_a_changed_setting_or_table_does_not_resume_and_is_named(finished: Path, cohort: Path, tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"end_to_end\.lr_mil was 0\.0001 and is now 0\.5"):
+        train("all", cohort, finished, "run_folds=[]", "end_to_end.lr_mil=0.5")
+    table = cohort.parent / "other.csv"
+    lines = cohort.read_text().splitlines()
+    table.write_text("\n".join([*lines[:-1], lines[-1].replace("no adenocarcinoma", "adenocarcinoma")]) + "\n")
+    with pytest.raises(RunError, match=r"1 row of the table changed, first .*drawn-0011\.tif"):
+        train("all", table, finished, "run_folds=[]")
+    (tmp_path / "mine.txt").touch()
+    with pytest.raises(RunError, match="is not empty and holds no run"):
+        train("all", cohort, tmp_path)
+
+
+def test_a_stage_waits_for_those_before_it(cohort: Path, tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="Stage segment of fold 0 is not over"):
+        train("mil", cohort, tmp_path / "run")
+
+
+def test_faults_of_slides_are_told_before_anything_is_written(cohort: Path, tmp_path: Path) -> None:
+    bad = tmp_path / "bad.tif"
+    bad.write_text("no slide")
+    table = tmp_path / "cohort.csv"
+    rows = [f"{cohort.parent}/{line}" for line in cohort.read_text().splitlines()[1:]]
+    rows = [row.split(",")[:3] for row in rows]
+    table.write_text(
+        "slide,label,patient\n" + "\n".join(",".join(row) for row in rows) + "\nbad.tif,adenocarcinoma,p\n"
+    )
+    with pytest.raises(CohortError, match=r"bad\.tif"):
+        train("all", table, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_without_lesions_the_model_looks_at_all_tissue(cohort: Path, tmp_path: Path) -> None:
+    table = cohort.parent / "plain.csv"
+    table.write_text("\n".join(",".join(line.split(",")[:3]) for line in cohort.read_text().splitlines()) + "\n")
+    out = train("all", table, tmp_path / "run", "evaluate.selection=['lesion']")
+    assert out is not None
+    assert load_model(out).card.on_empty.policy == "tissue"
+    assert json.loads((tmp_path / "run" / "fold-0" / "result.json").read_text())["segment"] is None
+
+
+def test_processes_that_read_patches_give_the_same_training_as_a_thread(cohort: Path, tmp_path: Path) -> None:
+    alone = {**os.environ, "OMP_NUM_THREADS": "1"}
+    for stage in ("segment", "end-to-end"):
+        for out, workers in (("a", 0), ("b", 2)):
+            line = shell(stage, cohort, tmp_path / out, f"machine.workers={workers}")
+            subprocess.run(line, check=True, capture_output=True, env=alone)
+    one, two = (torch.load(tmp_path / k / "fold-0" / "end-to-end.pt", weights_only=True) for k in "ab")
+    for name, value in one["modules"]["aggregator"].items():
+        assert torch.equal(value, two["modules"]["aggregator"][name]), name
