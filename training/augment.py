@@ -42,18 +42,21 @@ def random_look(rng: np.random.Generator, *, strength: float = 1.0) -> Look:
 def apply_look(pixels: NDArray[np.uint8], look: Look | Sequence[Look], *, generator: torch.Generator) -> Tensor:
     """Pixels (B, H, W, 3) uint8, all under one look or each under its own: float32 in 0..1, same layout."""
     looks = [look] * len(pixels) if isinstance(look, Look) else look
-    x = torch.from_numpy(pixels.astype(np.float32)) / 255
-    stains = torch.from_numpy(np.stack([look.stain for look in looks]))
-    light, blur, noise = (
-        torch.tensor([getattr(look, name) for look in looks], dtype=torch.float32).view(-1, 1, 1, 1)
-        for name in ("light", "blur", "noise")
-    )
-    density = -torch.log(x.clamp(min=1 / 255)).flatten(1, 2)  # (B, H * W, 3)
-    x = light * torch.exp(-(density @ stains.transpose(1, 2)).clamp(min=0)).view(x.shape)
-    soft = blur.flatten() > 0
-    if soft.any():
-        some = x[soft].permute(0, 3, 1, 2)
-        smooth = avg_pool2d(some, 3, stride=1, padding=1, count_include_pad=False)
-        x[soft] = (some + blur[soft] * (smooth - some)).permute(0, 2, 3, 1)
-    x = x + noise * torch.randn(x.shape, generator=generator)
+    seen = torch.empty(pixels.shape)
+    for picture, one, out in zip(pixels, looks, seen, strict=True):  # one by one: what is made on the way stays small
+        out.copy_(_under(torch.from_numpy(np.ascontiguousarray(picture)), one, generator))
+    return seen
+
+
+def _under(picture: Tensor, look: Look, generator: torch.Generator) -> Tensor:
+    """One picture (H, W, 3) uint8 under a look."""
+    density = picture.float().div_(255).clamp_(min=1 / 255).log_().neg_().view(-1, 3)
+    light = (density @ torch.from_numpy(look.stain.T.copy())).clamp_(min=0).neg_().exp_().mul_(look.light)
+    x = light.view(picture.shape)
+    if look.blur > 0:
+        sharp = x.permute(2, 0, 1)[None]  # (1, 3, H, W)
+        x = torch.lerp(sharp, avg_pool2d(sharp, 3, stride=1, padding=1, count_include_pad=False), look.blur)
+        x = x[0].permute(1, 2, 0)
+    if look.noise > 0:
+        x = x + look.noise * torch.randn(x.shape, generator=generator)
     return x.clamp(0, 1)
