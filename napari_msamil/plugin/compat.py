@@ -35,3 +35,25 @@ def show_colorbar(layer: Any, visible: bool) -> None:
     bar = getattr(layer, "colorbar", None)
     if bar is not None:
         bar.visible = visible
+
+
+def forget_deleted_programs() -> None:
+    """Mend vispy: a shader program that is deleted is no longer taken for the one in use.
+
+    vispy remembers the handle of the program in use and does not bind it again. OpenGL gives the handle of a deleted
+    program to the next one that is made, which vispy then never binds: the next drawing reads freed memory and the
+    process ends (seen with vispy 0.17 after a slide with its result was removed and another one opened).
+    """
+    from vispy.gloo.glir import GlirProgram
+
+    delete = GlirProgram.delete
+    if getattr(delete, "forgets", False):
+        return
+
+    def delete_and_forget(self: Any) -> None:
+        if self._parser.env.get("current_program") == self._handle:
+            self.deactivate()
+        delete(self)
+
+    delete_and_forget.forgets = True  # type: ignore[attr-defined]
+    GlirProgram.delete = delete_and_forget

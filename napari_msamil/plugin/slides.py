@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from napari.layers import Points, Shapes
 from napari.utils.notifications import show_error
 
-from napari_msamil.plugin.compat import camera
+from napari_msamil.plugin.compat import camera, forget_deleted_programs
 from napari_msamil.plugin.prefetch import Prefetcher
 from napari_msamil.slide.pyramid import BlockCache, ViewPyramid
 from napari_msamil.slide.slide import Slide, open_slide
@@ -166,6 +166,7 @@ def watch(viewer: napari.viewer.Viewer) -> None:
 
     Calling it again changes nothing.
     """
+    forget_deleted_programs()
     viewer.layers.events.inserted.connect(_attend)
     viewer.layers.events.removed.connect(_release)
 

@@ -1,0 +1,34 @@
+"""What the plugin mends in the libraries below it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from vispy import gloo
+
+from napari_msamil.plugin import slides
+
+
+@pytest.mark.gui
+def test_a_shader_program_that_was_deleted_is_not_taken_for_the_one_in_use(make_napari_viewer: Any, qtbot: Any) -> None:
+    """Else the next program gets its handle, is never bound, and drawing ends the process."""
+    viewer = make_napari_viewer(show=True)
+    slides.watch(viewer)
+    canvas = viewer.window._qt_viewer.canvas._scene_canvas
+    qtbot.wait(100)
+    canvas.set_current()
+    program = gloo.Program(
+        "attribute vec2 place; void main() { gl_Position = vec4(place, 0.0, 1.0); }",
+        "void main() { gl_FragColor = vec4(1.0); }",
+        count=3,
+    )
+    program["place"] = np.zeros((3, 2), np.float32)
+    program.draw("triangles")
+    in_use = canvas.context.shared.parser.env
+    deleted = in_use["current_program"]
+    assert deleted > 0
+    program.delete()
+    canvas.context.flush_commands()
+    assert in_use["current_program"] != deleted
