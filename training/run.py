@@ -98,19 +98,25 @@ def begin(config: Config, cohort: Cohort, folder: Path, *, command: str) -> Run:
         _log.warning("no slide has a known lesion: the segmenter stays untrained, and all tissue is looked at")
         card = _without_segmenter(card)
     run = Run(folder, config, cohort, card, device, command)
-    if (folder / CONFIG).exists():
-        _refuse_changes(folder, config, cohort)
-    elif folder.exists() and any(folder.iterdir()):
-        raise RunError(f"{folder} is not empty and holds no run: choose another --out.")
-    else:
-        faults = check_cohort(cohort, folds=config.folds) if rank() == 0 else []
-        if faults and not config.machine.skip_bad_slides:
-            raise CohortError(f"{cohort.source} cannot be trained on: " + "; ".join(faults) + ".")
-        run.parts()  # raises before anything is written
-        if rank() == 0:
-            _write_facts(run)
+    if rank() == 0:  # the others would see a folder that is half written
+        _enter(run)
     wait_for_all()
     return run
+
+
+def _enter(run: Run) -> None:
+    """Make sure that the run may go on in its folder, or make the folder."""
+    folder, config, cohort = run.folder, run.config, run.cohort
+    if (folder / CONFIG).exists():
+        _refuse_changes(folder, config, cohort)
+        return
+    if folder.exists() and any(folder.iterdir()):
+        raise RunError(f"{folder} is not empty and holds no run: choose another --out.")
+    faults = check_cohort(cohort, folds=config.folds)
+    if faults and not config.machine.skip_bad_slides:
+        raise CohortError(f"{cohort.source} cannot be trained on: " + "; ".join(faults) + ".")
+    run.parts()  # raises before anything is written
+    _write_facts(run)
 
 
 def _without_segmenter(card: Card) -> Card:
