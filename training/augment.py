@@ -44,7 +44,7 @@ def apply_look(pixels: NDArray[np.uint8], look: Look | Sequence[Look], *, genera
     looks = [look] * len(pixels) if isinstance(look, Look) else look
     seen = torch.empty(pixels.shape)
     for picture, one, out in zip(pixels, looks, seen, strict=True):  # one by one: what is made on the way stays small
-        out.copy_(_under(torch.from_numpy(np.array(picture)), one, generator))
+        out.copy_(_under(torch.from_numpy(np.array(picture, order="C")), one, generator))
     return seen
 
 

@@ -22,3 +22,12 @@ def test_a_look_is_one_and_the_same_for_all_patches_of_a_slide() -> None:
     seen = apply_look(np.concatenate([pixels, pixels]), replace(look, noise=0.0), generator=torch.Generator())
     assert torch.equal(seen[0], seen[1])
     assert (seen[0].numpy() * 255 - pixels[0]).std() > 1
+
+
+def test_a_turned_and_read_only_picture_is_changed_like_its_copy() -> None:
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (2, 16, 16, 3), dtype=np.uint8)
+    pixels.setflags(write=False)
+    turned, look = np.rot90(pixels, 1, axes=(1, 2)), random_look(rng)
+    one, two = (apply_look(p, look, generator=torch.Generator().manual_seed(1)) for p in (turned, turned.copy()))
+    assert torch.equal(one, two)
