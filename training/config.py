@@ -1,7 +1,6 @@
 """What a training run does: presets, a TOML file, single settings; every fault in one sentence before any work.
 
-The defaults below are those of MsaMIL-Net where the paper states them and ours where it does not; numbers in the
-comments count the paper's open questions in the order of its sections.
+The defaults below are those of MsaMIL-Net where the paper states them and ours where it does not.
 """
 
 import re
@@ -54,13 +53,13 @@ class EndToEnd(Frozen):
         chunk: Patches that are held with their graph at a time; the memory of a step depends on it.
         accum: Slides whose gradients are added up before a step.
         start: What the extractor's encoder starts from: `segmenter` takes the encoder of the lesion segmenter, `random`
-            and `imagenet` as in `weights`.
+            random weights, `imagenet` those that timm downloads.
         freeze: Train the aggregator alone on an extractor that stays as it starts.
         lr_mil: Peak rate of the aggregator.
         lr_encoder: Peak rate of the extractor.
         weight_decay: Of AdamW.
         bn: `frozen` uses the running statistics of batch norm and leaves them alone, which makes the two-pass gradient
-            exact; `train` updates them and normalises by the chunk.
+            exact; `train` updates them, and holds the graph of all patches of a slide at once.
         label_smoothing: Of the cross-entropy.
         patience: Epochs without a better validation AUC after which the stage ends; 0 never.
     """
@@ -130,7 +129,7 @@ class Machine(Frozen):
     Attributes:
         device: "auto", "cpu", "cuda", "cuda:1" or "mps".
         workers: Processes that read patches; 0 reads in a thread.
-        skip_bad_slides: Leave out a slide that cannot be read, and say so, instead of stopping.
+        skip_bad_slides: Leave out a slide that cannot be opened or shows no thumbnail, and say so, instead of stopping.
         tensorboard: Write TensorBoard files too.
     """
 
@@ -146,7 +145,7 @@ class Config(Frozen):
     Attributes:
         preset: The network: one of the model presets.
         model: Fields of the model's card that differ from the preset's.
-        weights: Where both encoders start: random weights, or ImageNet's, which timm downloads.
+        weights: Where the segmenter's encoder starts: random weights, or ImageNet's, which timm downloads.
         seed: Of everything random.
         folds: Folds that are drawn where the table of slides has none.
         run_folds: Numbers of the folds that are trained and tested; empty is all.

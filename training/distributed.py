@@ -13,7 +13,6 @@ from typing import TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
 Item = TypeVar("Item")
 
@@ -90,8 +89,3 @@ def wait_for_all() -> None:
 def all_parameters(modules: Iterable[torch.nn.Module]) -> Iterator[torch.nn.Parameter]:
     """The parameters of several modules, one after the other."""
     return chain.from_iterable(module.parameters() for module in modules)
-
-
-def norm(tensors: Iterable[Tensor]) -> float:
-    """Euclidean norm of several tensors as one."""
-    return float(torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(t) for t in tensors])))

@@ -46,7 +46,7 @@ class Fold:
         self.scores: dict[str, float] = {}
         self._store = SlideStore(run.cohort.slides, run.card, run.folder / "thumbnails")
         self._usable: list[int] | None = None
-        self._start_encoders()
+        self._start_from_imagenet()
 
     def take_over(self, stages: Sequence[str]) -> None:
         """Put the best weights of stages that are over into the model."""
@@ -60,13 +60,12 @@ class Fold:
         {"segment": self._segment, "end-to-end": self._end_to_end, "extract": self._extract, "mil": self._mil}[stage]()
         _log.info("fold %d: %s took %.0f s", self.number, stage, time.monotonic() - began)
 
-    def _start_encoders(self) -> None:
-        if self.run.config.weights == "imagenet":
-            card = self.run.card
-            start_from_imagenet(
-                (self.model.segmenter.net.encoder, card.segmenter.encoder),
-                (self.model.extractor.encoder, card.extractor.encoder),
-            )
+    def _start_from_imagenet(self) -> None:
+        card, config = self.run.card, self.run.config
+        if config.weights == "imagenet":
+            start_from_imagenet((self.model.segmenter.net.encoder, card.segmenter.encoder))
+        if config.end_to_end.start == "imagenet":
+            start_from_imagenet((self.model.extractor.encoder, card.extractor.encoder))
 
     # ---- what the stages learn from
 

@@ -28,8 +28,8 @@ UNREADABLE = (255, 0, 255)
 """Colour of a block that cannot be read, where the caller asked to be told instead of an exception."""
 
 BLOCK_PX = 512
-"""Side of a block. A viewer loads whole blocks, and reading ahead reads a ring of them: with 1024 px both come to twice
-the pixels, and the slowest pans take a fifth longer (tests/benchmarks/bench_view.py)."""
+"""Side of a block. A viewer loads whole blocks, and reading ahead reads a ring of them: with 1024 px both come to more
+pixels, and the slowest pans take longer (tests/benchmarks/bench_view.py)."""
 
 _numbers = itertools.count()
 
