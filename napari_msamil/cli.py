@@ -203,10 +203,11 @@ def _classify_one(request: Any, out: Path, *, overwrite: bool) -> Prediction:
     counts = ", ".join(
         f"{int((prediction.table.scale == i).sum())} at {s.name}" for i, s in enumerate(prediction.table.scales)
     )
-    best = percent(float(prediction.probabilities.max()))
-    print(f"{request.slide.name}: {prediction.predicted} ({best}) - research use only")
+    print(f"{request.slide.name}: {prediction.headline} - research use only")
     for name, p in zip(prediction.classes, prediction.probabilities, strict=True):
         print(f"  {percent(float(p)):>8}  {name}")
+    if prediction.how_to_read:
+        print(f"  {prediction.how_to_read}")
     print(
         f"  patches: {counts}; {prediction.seconds['total']:.1f} s on {prediction.device} in {prediction.precision} "
         f"({prediction.device_reason})"

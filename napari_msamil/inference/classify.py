@@ -165,6 +165,7 @@ def classify_steps(request: Request) -> Generator[Progress, None, Prediction]:
             preset=card.preset,
             model_sha256=model.sha256 or "",
             classes=tuple(card.classes),
+            exclusive=card.exclusive,
             probabilities=probabilities,
             table=table,
             attention=attention,
@@ -251,16 +252,17 @@ def _aggregate(
     import torch
 
     from napari_msamil.inference.features import make_bag
+    from napari_msamil.models.logits import probabilities
 
     kept = np.setdiff1d(np.arange(len(table)), np.fromiter(errors, np.int64, len(errors)))
     bag = make_bag(features[torch.from_numpy(kept)], table.take(kept))
     with torch.inference_mode():
         output = model.aggregate(bag)
-    probabilities = torch.softmax(output.logits.double(), dim=-1).cpu().numpy()
+    found = probabilities(output.logits.double(), exclusive=model.card.exclusive).cpu().numpy()
     attention = np.full(len(table), np.nan, np.float32)
     assert output.attention is not None  # asked for by default
     attention[kept] = output.attention.float().cpu().numpy()
-    return probabilities, attention
+    return found, attention
 
 
 class _Clock:

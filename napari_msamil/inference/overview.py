@@ -43,7 +43,7 @@ def draw_overview(prediction: Prediction, slide: Slide) -> Image.Image:
     height = below + _FOOT_PX * len(foot) + 10
     page = Image.new("RGB", (width, height), "white")
     draw = ImageDraw.Draw(page)
-    _write_head(draw, prediction)
+    _write_head(draw, prediction, width - 2 * GAP_PX)
     top = 84 + bars_px
     for index, (title, pixels) in enumerate(panels):
         left = GAP_PX + index * (size[0] + GAP_PX)
@@ -61,9 +61,9 @@ def _title(heatmap: Heatmap) -> str:
     return f"Attention {heatmap.name}, rank in slide" if seen else f"Attention {heatmap.name}: no patch was looked at"
 
 
-def _write_head(draw: ImageDraw.ImageDraw, prediction: Prediction) -> None:
-    best = percent(float(prediction.probabilities.max()))
-    draw.text((GAP_PX, 12), f"{prediction.slide_path.name}: {prediction.predicted} ({best})", fill=_INK, font=_font(24))
+def _write_head(draw: ImageDraw.ImageDraw, prediction: Prediction, width_px: int) -> None:
+    answer = f"{prediction.slide_path.name}: {prediction.headline}"
+    draw.text((GAP_PX, 12), _shortened(answer, width_px, draw, 24), fill=_INK, font=_font(24))
     draw.text(
         (GAP_PX, 46), f"{RESEARCH_USE}  Model {prediction.model_name} ({prediction.method})", fill=_PALE, font=_font(15)
     )
@@ -83,7 +83,8 @@ def _foot(prediction: Prediction, width_px: int) -> list[str]:
     areas = f"Lesion {prediction.lesion_area_mm2:.2f} sq. mm, tissue {prediction.tissue_area_mm2:.2f} sq. mm."
     notes = [f"Note: {text}." for text in (prediction.fallback, *prediction.notes) if text]
     columns = (width_px - _KEY_PX) // 7
-    told = [f"Patches: {counts}. {areas}", *notes, f"Intended use: {prediction.intended_use}"]
+    reading = [prediction.how_to_read] if prediction.how_to_read else []
+    told = [f"Patches: {counts}. {areas}", *reading, *notes, f"Intended use: {prediction.intended_use}"]
     return [line for text in told for line in textwrap.wrap(text, columns)]
 
 
@@ -122,8 +123,8 @@ def _with_heatmap(picture: NDArray[np.uint8], heatmap: Heatmap, prediction: Pred
     return mixed
 
 
-def _shortened(text: str, width_px: int, draw: ImageDraw.ImageDraw) -> str:
-    while len(text) > 4 and draw.textlength(text, font=_font(15)) > width_px:
+def _shortened(text: str, width_px: int, draw: ImageDraw.ImageDraw, font_px: int = 15) -> str:
+    while len(text) > 4 and draw.textlength(text, font=_font(font_px)) > width_px:
         text = text[:-2].rstrip("…") + "…"
     return text
 

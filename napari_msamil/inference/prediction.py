@@ -19,6 +19,12 @@ if TYPE_CHECKING:
     from napari_msamil.inference.geojson import Polygon
     from napari_msamil.patches.grid import PatchTable
 
+FOUND = 0.5
+"""Where classes do not exclude each other, those with at least this probability are said to be found."""
+NOT_EXCLUSIVE = (
+    f"Each class is judged by itself and found at {FOUND:.0%} or more: several classes may be found or none, and "
+    "probabilities need not add up to 100 %."
+)
 RESEARCH_USE = "Research use only. Not for diagnosis."
 LESION_RGB = (13, 217, 242)
 """Colour of the lesion wherever it is drawn: cyan, unlike any stain."""
@@ -44,7 +50,9 @@ class Prediction:
         mpp_source: "explicit" or "metadata".
         slide_reader: the library that read the pixels, with its version.
         model_name, method, preset, model_sha256: which model file said this.
-        classes: class names; probabilities: (C,) float64, sums to 1, same order.
+        classes: class names.
+        exclusive: whether the slide belongs to exactly one of them; else each is there or not by itself.
+        probabilities: (C,) float64, in the order of the classes; sums to 1 where they exclude each other.
         table: the patches of the bag, one row each, all scales; failed reads are in it too.
         attention: (N,) float32, one per row of the table, sums to 1 over the bag; NaN where the read failed.
         read_errors: reason by row of the table.
@@ -69,6 +77,7 @@ class Prediction:
     preset: str
     model_sha256: str
     classes: tuple[str, ...]
+    exclusive: bool
     probabilities: NDArray[np.float64]
     table: PatchTable
     attention: NDArray[np.float32]
@@ -87,9 +96,37 @@ class Prediction:
     versions: Mapping[str, str]
 
     @property
-    def predicted(self) -> str:
-        """The class with the largest probability."""
-        return self.classes[int(np.argmax(self.probabilities))]
+    def found(self) -> tuple[tuple[str, float], ...]:
+        """What the model says is there: class and probability, most probable first.
+
+        Of classes that exclude each other the one with the largest probability, else all with at least `FOUND`, which
+        may be none.
+        """
+        order = np.argsort(-self.probabilities, kind="stable")
+        ranked = [(self.classes[index], float(self.probabilities[index])) for index in order]
+        return tuple(ranked[:1] if self.exclusive else (one for one in ranked if one[1] >= FOUND))
+
+    @property
+    def predicted(self) -> str | tuple[str, ...]:
+        """The class with the largest probability; where classes do not exclude each other, the names of all `found`."""
+        names = tuple(name for name, _ in self.found)
+        return names[0] if self.exclusive else names
+
+    @property
+    def headline(self) -> str:
+        """The answer in one line: "tumour (93.0 %)", or "tumour 93.0 %, necrosis 71.0 %"."""
+        if self.exclusive:
+            [(name, probability)] = self.found
+            return f"{name} ({percent(probability)})"
+        if self.found:
+            return ", ".join(f"{name} {percent(probability)}" for name, probability in self.found)
+        highest = int(np.argmax(self.probabilities))
+        return f"none of the classes (highest: {self.classes[highest]} {percent(float(self.probabilities[highest]))})"
+
+    @property
+    def how_to_read(self) -> str:
+        """What to know about the probabilities where they need not sum to 1, else nothing."""
+        return "" if self.exclusive else NOT_EXCLUSIVE
 
     @property
     def lesion_area_mm2(self) -> float:
@@ -153,6 +190,7 @@ class Prediction:
                 "preset": self.preset,
                 "sha256": self.model_sha256,
                 "classes": list(self.classes),
+                "exclusive": self.exclusive,
                 "lesion_label": self.lesion_label,
                 "intended_use": self.intended_use,
             },

@@ -72,6 +72,8 @@ class Card(Frozen):
         name: Short name shown to the user.
         preset: The preset it grew from.
         classes: Class names in the order of the logits.
+        exclusive: Whether a slide belongs to exactly one class, as in every file that does not say. False: each class
+            is there or not by itself, several or none may be, and probabilities need not sum to 1.
         scales_mpp: Working resolutions in µm per pixel, finest first, each a whole multiple of the one before. A patch
             covers `patch_px` pixels of its own resolution, whatever the slide was scanned at.
         patch_px: Side of a patch in pixels, at every scale.
@@ -103,6 +105,7 @@ class Card(Frozen):
     name: str = Field(min_length=1)
     preset: str = "default"
     classes: tuple[str, ...]
+    exclusive: bool = True
     scales_mpp: tuple[float, ...] = (0.5, 1.0, 2.0)
     patch_px: int = Field(default=512, ge=8)
     overlap: float = 0.0
@@ -191,8 +194,8 @@ class Card(Frozen):
         return self
 
     def to_json(self) -> str:
-        """The card as one JSON object."""
-        return self.model_dump_json()
+        """The card as one JSON object; that classes exclude each other goes without saying, as it did before."""
+        return self.model_dump_json(exclude={"exclusive"} if self.exclusive else None)
 
     @classmethod
     def from_json(cls, text: str, *, source: str) -> Card:

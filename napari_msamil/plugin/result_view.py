@@ -122,8 +122,8 @@ class ResultView(QWidget):
 
     def show_prediction(self, prediction: Prediction, *, scale: str, values: str, opacity: float) -> None:
         """Fill in a result; `scale`, `values` and `opacity` say how its maps are shown now."""
-        best = float(prediction.probabilities.max())
-        self.headline.setText(f"{prediction.predicted}  {percent(best)}")
+        lines = [f"{name}  {percent(probability)}" for name, probability in prediction.found]
+        self.headline.setText("\n".join(lines) or prediction.headline)
         self.notice.setText(f"Model: {prediction.model_name}\n{RESEARCH_USE}")
         self._fill_bars(prediction)
         with self.scale.changed.blocked(), self.values.changed.blocked(), self.opacity.changed.blocked():
@@ -160,10 +160,11 @@ class ResultView(QWidget):
 
 
 def facts(prediction: Prediction) -> str:
-    """What the model is for, patches per scale, areas, device and time, one per line."""
+    """How to read the probabilities, what the model is for, patches per scale, areas, device and time, one per line."""
     table = prediction.table
     counts = " · ".join(f"{s.name} {int((table.scale == i).sum())}" for i, s in enumerate(table.scales))
     return "\n".join([
+        *([prediction.how_to_read] if prediction.how_to_read else []),
         f"Intended use: {prediction.intended_use}",
         f"Patches: {counts}",
         f"{prediction.lesion_label.capitalize()}: {prediction.lesion_area_mm2:.3g} mm²",

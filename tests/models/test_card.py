@@ -10,6 +10,8 @@ from pydantic import ValidationError
 
 from napari_msamil.errors import ModelFileError
 from napari_msamil.models.card import FORMAT, PRESETS, Card, explain, preset_card
+from napari_msamil.models.files import read_model_file
+from napari_msamil.resources import demo_model_path
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -78,3 +80,19 @@ def test_a_newer_format_is_refused_as_newer_whatever_else_it_holds() -> None:
 def test_what_is_no_card_is_refused_by_its_source(text: str) -> None:
     with pytest.raises(ModelFileError, match=r"^here: "):
         Card.from_json(text, source="here")
+
+
+def test_classes_exclude_each_other_unless_the_card_says_that_they_do_not() -> None:
+    card = preset_card("demo", classes=["a", "b"])
+    assert card.exclusive
+    assert "exclusive" not in json.loads(card.to_json()), "a card that says nothing new is written as it was"
+    assert Card.from_json(card.to_json(), source="card") == card
+    several = preset_card("demo", classes=["a", "b"], exclusive=False)
+    assert not Card.from_json(several.to_json(), source="card").exclusive
+
+
+def test_the_card_of_a_file_from_before_that_choice_reads_and_writes_the_same() -> None:
+    text, _, _ = read_model_file(demo_model_path())
+    card = Card.from_json(text, source="demo")
+    assert card.exclusive
+    assert json.loads(card.to_json()) == json.loads(text)
