@@ -39,7 +39,8 @@ class DatasetName(StrEnum):
 @cohort_app.command("check")
 def check(
     file: Annotated[
-        Path, typer.Argument(help="CSV file: slide, label, patient; optional split or fold, mpp, lesion, site.")
+        Path,
+        typer.Argument(help="CSV file: slide, label (or labels), patient; optional split or fold, mpp, lesion, site."),
     ],
     folds: Annotated[int, typer.Option(help="Folds to draw where the table has none.", min=2)] = 5,
 ) -> None:
@@ -58,7 +59,14 @@ def _cohort_line(file: Path) -> str:
 
     cohort = read_cohort(file)
     patients = len({slide.patient for slide in cohort.slides})
-    return f"{file}: {len(cohort.slides)} slides of {patients} patients, classes {', '.join(cohort.classes)}"
+    line = f"{file}: {len(cohort.slides)} slides of {patients} patients, classes {', '.join(cohort.classes)}"
+    if cohort.exclusive:
+        return line
+    many = [len(slide.classes) for slide in cohort.slides]
+    return (
+        f"{line}, which do not exclude each other (column labels): {sum(n > 1 for n in many)} slides have several, "
+        f"{many.count(1)} one, {many.count(0)} none"
+    )
 
 
 @cohort_app.command("synthetic")

@@ -1,8 +1,9 @@
-"""The table of slides that training works on: one CSV, read and checked as a whole, split by patient."""
+"""The table of slides that training works on: one CSV, read and checked as a whole."""
 
 import csv
 import math
 import os
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,14 +11,16 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.model_selection import StratifiedGroupKFold
 
 from napari_msamil.errors import MsamilError, ResultExistsError
 from napari_msamil.slide.slide import Slide, open_slide
 
 from .annotations import ANNOTATIONS, read_lesion
+from .labels import SEPARATOR, Label, membership, read_label, write_label
 
 REQUIRED = ("slide", "label", "patient")
+SEVERAL = "labels"
+"""Stands for `label` where a slide may have several classes, or none of them."""
 OPTIONAL = ("split", "fold", "mpp", "lesion", "site")
 SPLITS = ("training", "validation", "test")
 NO_LESION = "none"
@@ -37,7 +40,7 @@ class CohortSlide:
 
     Attributes:
         path: The slide file.
-        label: Its class.
+        label: Its class; or, where classes do not exclude each other, a tuple of those it has, in alphabetical order.
         patient: Whom it is of; all slides of a patient stay in one part.
         split: "training", "validation", "test", or "" where folds are used.
         fold: Number of the fold it is tested in, or None.
@@ -49,7 +52,7 @@ class CohortSlide:
     """
 
     path: Path
-    label: str
+    label: Label
     patient: str
     split: str = ""
     fold: int | None = None
@@ -57,6 +60,11 @@ class CohortSlide:
     lesion: Path | None = None
     site: str = ""
     lesion_free: bool = False
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names in its label: one, or any number."""
+        return (self.label,) if isinstance(self.label, str) else self.label
 
 
 @dataclass(frozen=True)
@@ -73,18 +81,40 @@ class Cohort:
     slides: tuple[CohortSlide, ...]
     classes: tuple[str, ...]
 
+    @property
+    def exclusive(self) -> bool:
+        """Whether each slide has exactly one class."""
+        return isinstance(self.slides[0].label, str)
+
+    @property
+    def has_splits(self) -> bool:
+        """Whether the table says which slides are for training and which for testing."""
+        return bool(self.slides[0].split)
+
+    @property
+    def has_folds(self) -> bool:
+        """Whether the table says in which fold each slide is tested."""
+        return self.slides[0].fold is not None
+
     def targets(self) -> NDArray[np.int64]:
-        """Index of each slide's class, (n,)."""
-        return np.array([self.classes.index(slide.label) for slide in self.slides], np.int64)
+        """Index of each slide's class, (n,); where classes do not exclude each other, 0 and 1 for each, (n, C)."""
+        if self.exclusive:
+            return np.array([self.classes.index(slide.classes[0]) for slide in self.slides], np.int64)
+        return np.array([[name in slide.classes for name in self.classes] for slide in self.slides], np.int64)
 
+    def patients_by_outcome(self, rows: Sequence[int]) -> dict[str, set[str]]:
+        """Whom the slides of each class are of, among some rows; and those without it, where more than one may be.
 
-@dataclass(frozen=True)
-class Parts:
-    """Rows of a cohort for one training: (n,) int64 each, no patient in two of them."""
-
-    training: NDArray[np.int64]
-    validation: NDArray[np.int64]
-    test: NDArray[np.int64]
+        The keys are the beginning of a sentence that says how many they have.
+        """
+        slides = [self.slides[row] for row in rows]
+        found = {f"class {name!r} has": {s.patient for s in slides if name in s.classes} for name in self.classes}
+        if not self.exclusive:
+            found |= {
+                f"slides without class {name!r} have": {s.patient for s in slides if name not in s.classes}
+                for name in self.classes
+            }
+        return found
 
 
 def read_cohort(path: str | Path) -> Cohort:
@@ -93,7 +123,8 @@ def read_cohort(path: str | Path) -> Cohort:
     Args:
         path: CSV file with a header. Columns `slide`, `label`, `patient`; at will `split` or `fold`, `mpp`, `lesion`
             (mask image, QuPath GeoJSON, ASAP XML; "none" for a slide known to have no lesion; empty where that is not
-            known) and `site`. Others are refused: a misspelt name would be missed.
+            known) and `site`. `labels` in the place of `label` says that classes do not exclude each other: its cells
+            hold names with ";" between them, or "none". Others are refused: a misspelt name would be missed.
 
     Raises:
         CohortError: Lists every fault of the table that shows without opening a slide.
@@ -118,7 +149,7 @@ def read_cohort(path: str | Path) -> Cohort:
         faults += _table_faults(slides)
     if faults:
         raise CohortError(_message(path, faults))
-    return Cohort(path, tuple(slides), tuple(sorted({slide.label for slide in slides})))
+    return Cohort(path, tuple(slides), tuple(sorted({name for slide in slides for name in slide.classes})))
 
 
 def write_cohort(slides: Sequence[CohortSlide], path: str | Path, *, overwrite: bool = False) -> Path:
@@ -132,12 +163,18 @@ def write_cohort(slides: Sequence[CohortSlide], path: str | Path, *, overwrite: 
 
     Raises:
         ResultExistsError: The table is already there, and ``overwrite`` is not set.
-        CohortError: A slide has both a lesion file and none, or the table cannot be written.
+        CohortError: A slide has both a lesion file and none, slides have labels of both kinds, a class has a name that
+            would not be read back, or the table cannot be written.
     """
     path = Path(path)
     refuse_existing(path, overwrite=overwrite)
     rows = [_row_of(slide, path.parent) for slide in slides]
-    header = [name for name in REQUIRED + OPTIONAL if name in REQUIRED or any(row[name] for row in rows)]
+    header = [name for name in (*REQUIRED, *OPTIONAL) if name in REQUIRED or any(row[name] for row in rows)]
+    kinds = {isinstance(slide.label, str) for slide in slides}
+    if len(kinds) > 1:
+        raise CohortError(f"{path} was not written: some slides have one class and others a tuple of classes.")
+    if kinds == {False}:
+        header[header.index("label")] = SEVERAL
     unfinished = path.with_name(f"{path.name}.tmp-{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -181,52 +218,32 @@ def check_cohort(cohort: Cohort, *, folds: int = 5) -> list[str]:
                     read_lesion(slide.lesion, (opened.width, opened.height), _small_shape(opened))
         except MsamilError as error:
             faults.append(str(error))
+    return faults + list(_class_faults(cohort, folds))
+
+
+def _class_faults(cohort: Cohort, folds: int) -> Iterator[str]:
+    """Classes that cannot be learned, or not tested."""
+    if len(cohort.classes) < 2 and cohort.exclusive:
+        yield f"all slides are {cohort.classes[0]!r}: a classifier needs at least two classes"
+        return
     if len(cohort.classes) < 2:
-        faults.append(f"all slides are {cohort.classes[0]!r}: a classifier needs at least two classes")
-    elif not (_has_splits(cohort) or _has_folds(cohort)):
-        patients = {label: {s.patient for s in cohort.slides if s.label == label} for label in cohort.classes}
-        faults += [
-            f"class {label!r} has {len(found)} patient{'s' if len(found) > 1 else ''} for {folds} folds: use fewer "
-            "folds, or leave the class out"
-            for label, found in patients.items()
-            if len(found) < folds
-        ]
-    elif _has_splits(cohort):
-        for split in ("training", "test"):
-            missing = set(cohort.classes) - {s.label for s in cohort.slides if s.split == split}
-            faults += [f"the {split} part has no slide of class {label!r}" for label in sorted(missing)]
-    return faults
-
-
-def split_cohort(cohort: Cohort, *, folds: int = 5, validation: float = 0.2, seed: int = 0) -> list[Parts]:
-    """Training, validation and test rows, once per fold; all slides of a patient are in one part.
-
-    Where the table has splits they are one fold as they stand; where it has folds, each is the test part once; else
-    folds are drawn, with about the same share of each class in all. Validation rows, where the table names none, are
-    drawn from the training part in the same way.
-
-    Args:
-        cohort: The slides.
-        folds: Number of folds to draw where the table has none.
-        validation: About which share of the rows that are not tested are held out for choosing.
-        seed: Of the drawing.
-
-    Raises:
-        CohortError: A class has too few patients to be in all parts.
-    """
-    rows = np.arange(len(cohort.slides))
-    if _has_splits(cohort):
-        by_split = {name: np.array([s.split == name for s in cohort.slides]) for name in SPLITS}
-        training, held = rows[by_split["training"]], rows[by_split["validation"]]
-        if not len(held):
-            training, held = _held_out(cohort, training, validation, seed)
-        return [Parts(training, held, rows[by_split["test"]])]
-    if _has_folds(cohort):
-        numbers = np.array([s.fold for s in cohort.slides])
-        tests = [rows[numbers == fold] for fold in np.unique(numbers)]
-    else:
-        tests = _draw(cohort, rows, folds, seed)
-    return [Parts(*_held_out(cohort, np.setdiff1d(rows, test), validation, seed), test) for test in tests]
+        yield f"{cohort.classes[0]!r} is the only class: name what the other slides are too, in a column label"
+        return
+    has = membership(cohort.targets(), len(cohort.classes))
+    for column, name in enumerate(cohort.classes):
+        if has[:, column].all():
+            yield f"every slide has class {name!r}: there is nothing to tell it from; leave the class out"
+        for split in ("training", "test") if cohort.has_splits else ():
+            part = has[[slide.split == split for slide in cohort.slides], column]
+            if not part.any():
+                yield f"the {split} part has no slide of class {name!r}"
+            elif not cohort.exclusive and part.all() and not has[:, column].all():
+                yield f"the {split} part has no slide without class {name!r}"
+    if not (cohort.has_splits or cohort.has_folds):
+        for who, found in cohort.patients_by_outcome(range(len(cohort.slides))).items():
+            if 0 < len(found) < folds:
+                many = f"{len(found)} patient{'s' if len(found) > 1 else ''}"
+                yield f"{who} {many} for {folds} folds: use fewer folds, or leave the class out"
 
 
 def _small_shape(slide: Slide) -> tuple[int, int]:
@@ -235,51 +252,30 @@ def _small_shape(slide: Slide) -> tuple[int, int]:
     return max(round(slide.height / step), 1), max(round(slide.width / step), 1)
 
 
-def _has_splits(cohort: Cohort) -> bool:
-    return bool(cohort.slides[0].split)
-
-
-def _has_folds(cohort: Cohort) -> bool:
-    return cohort.slides[0].fold is not None
-
-
-def _draw(cohort: Cohort, rows: NDArray[np.int64], folds: int, seed: int) -> list[NDArray[np.int64]]:
-    """Rows cut into folds: patients whole, classes spread evenly."""
-    splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
-    patients = [cohort.slides[row].patient for row in rows]
-    return [rows[test] for _, test in splitter.split(rows, cohort.targets()[rows], patients)]
-
-
-def _held_out(
-    cohort: Cohort, rows: NDArray[np.int64], share: float, seed: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Rows less about a share of them, and that share; more where a class has few patients, so that it is in both."""
-    patients = {(cohort.slides[row].label, cohort.slides[row].patient) for row in rows}
-    rarest, fewest = min(Counter(label for label, _ in patients).items(), key=lambda item: item[1])
-    if fewest < 2:
-        raise CohortError(
-            f"{cohort.source}: where a fold is tested, class {rarest!r} has one patient left, who cannot be both "
-            "learned from and validated on: use more patients, or leave the class out."
-        )
-    held = _draw(cohort, rows, max(2, min(round(1 / share), fewest)), seed)[0]
-    return np.setdiff1d(rows, held), held
-
-
 def _header_faults(header: Sequence[str]) -> Iterator[str]:
-    missing = [name for name in REQUIRED if name not in header]
-    unknown = [name for name in header if name not in REQUIRED + OPTIONAL]
+    known = (*REQUIRED, SEVERAL, *OPTIONAL)
+    missing = [name for name in REQUIRED if name not in header and not (name == "label" and SEVERAL in header)]
+    unknown = [name for name in header if name not in known]
     if missing:
         yield f"it lacks the column{'s' if len(missing) > 1 else ''} {', '.join(missing)}"
     if unknown:
-        yield f"it has unknown columns {', '.join(map(repr, unknown))}; known are {', '.join(REQUIRED + OPTIONAL)}"
+        yield f"it has unknown columns {', '.join(map(repr, unknown))}; known are {', '.join(known)}"
     if "split" in header and "fold" in header:
         yield "it has both split and fold; keep one"
+    if "label" in header and SEVERAL in header:
+        yield f"it has both label and {SEVERAL}; keep one"
 
 
 def _slide_of(row: Mapping[str, str | None], folder: Path) -> CohortSlide | list[str]:
     """A row as a slide, or what is wrong with it."""
-    cells = {name: (row.get(name) or "").strip() for name in REQUIRED + OPTIONAL}
-    faults = [f"{name} is empty" for name in REQUIRED if not cells[name]]
+    column = SEVERAL if SEVERAL in row else "label"
+    cells = {name: (row.get(name) or "").strip() for name in (*REQUIRED, SEVERAL, *OPTIONAL)}
+    faults = [f"{name} is empty" for name in ("slide", "patient") if not cells[name]]
+    label: Label = ""
+    try:
+        label = read_label(cells[column], several=column == SEVERAL)
+    except ValueError as error:
+        faults.append(f"{column} {error}")
     if None in row:
         faults.append("it has more cells than the header")
     path = folder / cells["slide"]
@@ -301,19 +297,22 @@ def _slide_of(row: Mapping[str, str | None], folder: Path) -> CohortSlide | list
     if faults:
         return faults
     fold = int(cells["fold"]) if cells["fold"] else None
-    return CohortSlide(
-        path, cells["label"], cells["patient"], cells["split"], fold, mpp, lesion, cells["site"], lesion_free
-    )
+    return CohortSlide(path, label, cells["patient"], cells["split"], fold, mpp, lesion, cells["site"], lesion_free)
 
 
 def _row_of(slide: CohortSlide, folder: Path) -> dict[str, str]:
     """A slide as the cells of its row."""
     if slide.lesion is not None and slide.lesion_free:
         raise CohortError(f"{slide.path.name} has the lesion file {slide.lesion} and is said to have no lesion.")
+    if any(SEPARATOR in name for name in slide.classes):
+        raise CohortError(
+            f"{slide.path.name} has the label {slide.label!r}: the name of a class may not hold {SEPARATOR}."
+        )
     lesion = NO_LESION if slide.lesion_free else ""
     return {
         "slide": _written_path(slide.path, folder),
-        "label": slide.label,
+        "label": write_label(slide.label),
+        SEVERAL: write_label(slide.label),
         "patient": slide.patient,
         "split": slide.split,
         "fold": "" if slide.fold is None else str(slide.fold),
@@ -346,6 +345,13 @@ def _table_faults(slides: Sequence[CohortSlide]) -> Iterator[str]:
         values = {getattr(slide, name) for slide in slides}
         if len(values) > 1 and values & {"", None}:
             yield f"{name} is filled in for some slides only: fill it in for all, or for none"
+    names = {name for slide in slides for name in slide.classes}
+    if slides and not names:
+        yield "no slide has a class: there is nothing to learn"
+    if slides and not isinstance(slides[0].label, str):
+        for name in sorted(names):
+            if len(inner := {part.strip() for part in re.split(r"[,|/+&]", name)}) > 1 and inner <= names:
+                yield f"labels holds {name!r}, which names classes that stand there too: write {SEPARATOR} between them"
     parts: dict[str, set[str]] = defaultdict(set)
     for slide in slides:
         parts[slide.patient].add(slide.split or ("" if slide.fold is None else f"fold {slide.fold}"))

@@ -10,6 +10,9 @@ import numpy as np
 from napari_msamil.inference.prediction import RESEARCH_USE
 from napari_msamil.models.files import write_atomically
 
+from .markdown import cell, count, interval, number, spread, table
+from .multilabel_report import NOT_EXCLUSIVE, calibration_sections, change, class_sections, how_measured
+
 METRICS_FILE, REPORT_FILE = "metrics.json", "report.md"
 FIGURES = {
     "roc.png": "ROC curves of the test slides",
@@ -23,9 +26,9 @@ _NAMES = {
     "accuracy": "Accuracy",
     "balanced_accuracy": "Balanced accuracy",
     "f1_weighted": "F1, weighted",
+    "average_precision": "Average precision",
 }
 _SELECTIONS = {"lesion": "lesion patches", "all": "all tissue patches", "random": "random tissue patches"}
-_NONE = "–"
 
 
 def write_report(folder: Path, result: Mapping[str, Any]) -> None:
@@ -33,9 +36,9 @@ def write_report(folder: Path, result: Mapping[str, Any]) -> None:
 
     Args:
         folder: Where to; figures named as in `FIGURES` that lie there are linked to, and so is predictions.csv.
-        result: Plain JSON values; a *summary* is what `metrics.summarise` returns.
+        result: Plain JSON values; a *summary* is what `metrics.summarise` returns, or `multilabel.summarise_each`.
 
-            - cohort: {name, slides, patients, classes: {label: slides}}
+            - cohort: {name, slides, patients, classes: {label: slides}, exclusive}
             - command, preset, seed, versions: {name: version}
             - folds: for each fold {fold: number, slides: {training, validation, test}, validation: summary,
               test: summary, temperature, test_calibrated: summary, segment: {iou, dice, everything_iou,
@@ -43,7 +46,7 @@ def write_report(folder: Path, result: Mapping[str, Any]) -> None:
               {auc, accuracy, patches_per_slide, seconds_per_slide}}
             - pooled: summary of the test slides of all folds
             - pooled_before_mil: the same by the aggregator of the end-to-end stage; may be absent
-            - pooled_calibrated: the same at each fold's own temperature; may be absent
+            - pooled_calibrated: the same at each fold's own temperature
             - mean: {metric: [mean, standard deviation]} over the test parts, as of `metrics.over_folds`
             - notes: sentences on what these numbers cannot say about this cohort
 
@@ -59,12 +62,12 @@ def write_report(folder: Path, result: Mapping[str, Any]) -> None:
 
 def _sections(folder: Path, result: Mapping[str, Any]) -> Iterable[str]:
     cohort, folds, pooled = result["cohort"], result["folds"], result["pooled"]
-    yield f"# {_cell(cohort['name'])}: training and test"
+    yield f"# {cell(cohort['name'])}: training and test"
     yield f"**{RESEARCH_USE}**"
     yield from _data(cohort, folds)
     yield from _results(result)
-    yield from _classes(pooled)
-    yield from _calibration(result)
+    yield from (_classes if cohort["exclusive"] else class_sections)(pooled)
+    yield from (_calibration if cohort["exclusive"] else calibration_sections)(result)
     yield from _lesions(folds)
     yield from _selection(folds)
     yield from _figures(folder)
@@ -79,68 +82,71 @@ def _data(cohort: Mapping[str, Any], folds: Sequence[Mapping[str, Any]]) -> Iter
         "of a patient are in the same part. Weights were trained on the training part, and chosen and calibrated on "
         "the validation part; all numbers below are of test parts."
     )
+    if not cohort["exclusive"]:
+        yield NOT_EXCLUSIVE
     rows: list[list[Any]] = [
-        [label, count, *(fold["test"]["per_class"][label]["support"] for fold in folds)]
-        for label, count in cohort["classes"].items()
+        [label, slides, *(fold["test"]["per_class"][label]["support"] for fold in folds)]
+        for label, slides in cohort["classes"].items()
     ]
     rows.append(["all slides", cohort["slides"], *(fold["slides"]["test"] for fold in folds)])
     rows.append(["patients", cohort["patients"], *(fold["test"]["patients"] for fold in folds)])
-    yield _table(["slides", "whole cohort", *(f"test part of fold {fold['fold']}" for fold in folds)], rows)
+    yield table(["slides", "whole cohort", *(f"test part of fold {fold['fold']}" for fold in folds)], rows)
     parts = [f"fold {f['fold']} {f['slides']['training']} and {f['slides']['validation']}" for f in folds]
     yield f"Slides in the training and validation parts: {', '.join(parts)}."
 
 
 def _results(result: Mapping[str, Any]) -> Iterable[str]:
     folds, pooled, mean = result["folds"], result["pooled"], result["mean"]
+    names = pooled["intervals"]
     yield "## Results on test slides"
-    rows: list[list[Any]] = [[f"fold {f['fold']}", *(_number(f["test"][name]) for name in _NAMES)] for f in folds]
+    rows: list[list[Any]] = [[f"fold {f['fold']}", *(number(f["test"][name]) for name in names)] for f in folds]
     for place, title in enumerate(("mean", "standard deviation")):
-        rows.append([title, *(_number(mean[name][place]) for name in _NAMES)])
-    rows.append(["**all test slides pooled**", *(f"**{_number(pooled[name])}**" for name in _NAMES)])
-    rows.append(["95 % interval", *(_interval(pooled["intervals"][name]) for name in _NAMES)])
+        rows.append([title, *(number(mean[name][place]) for name in names)])
+    rows.append(["**all test slides pooled**", *(f"**{number(pooled[name])}**" for name in names)])
+    rows.append(["95 % interval", *(interval(pooled["intervals"][name]) for name in names)])
     if before := result.get("pooled_before_mil"):
-        rows.append(["pooled, before stage mil", *(_number(before[name]) for name in _NAMES)])
-        rows.append(["95 % interval", *(_interval(before["intervals"][name]) for name in _NAMES)])
-    yield _table(["", *_NAMES.values()], rows)
+        rows.append(["pooled, before stage mil", *(number(before[name]) for name in names)])
+        rows.append(["95 % interval", *(interval(before["intervals"][name]) for name in names)])
+    yield table(["", *(_NAMES[name] for name in names)], rows)
+    how = (_how_measured if result["cohort"]["exclusive"] else how_measured)(pooled)
+    yield f"{how} Standard deviation: between folds. {RESEARCH_USE}"
+
+
+def _how_measured(pooled: Mapping[str, Any]) -> str:
     kind = {None: "of the second class", "macro": "macro average, one against the rest"}
     average = kind.get(pooled["auc_average"], "average weighted by slides, one against the rest")
     drawn = pooled["bootstrap"]
     skipped = f"; {drawn['skipped']} that lacked a class were left out" if drawn["skipped"] else ""
-    yield (
+    return (
         f"AUC: {average}. Intervals: percentile bootstrap of {drawn['rounds']} resamples, patients drawn with all "
-        f"their slides within classes{skipped}. Standard deviation: between folds. {RESEARCH_USE}"
+        f"their slides within classes{skipped}."
     )
 
 
 def _classes(pooled: Mapping[str, Any]) -> Iterable[str]:
     yield "## Classes, all test slides pooled"
     names = ("precision", "recall", "f1", "auc")
-    rows = [[label, of["support"], *(_number(of[name]) for name in names)] for label, of in pooled["per_class"].items()]
-    yield _table(["class", "slides", "precision", "recall", "F1", "AUC against the rest"], rows)
+    rows = [[label, of["support"], *(number(of[name]) for name in names)] for label, of in pooled["per_class"].items()]
+    yield table(["class", "slides", "precision", "recall", "F1", "AUC against the rest"], rows)
     if pooled["classes_left_out"]:
-        yield f"Without a test slide, and in no average: {', '.join(map(_cell, pooled['classes_left_out']))}."
+        yield f"Without a test slide, and in no average: {', '.join(map(cell, pooled['classes_left_out']))}."
     rows = [[label, *counts] for label, counts in zip(pooled["classes"], pooled["confusion"], strict=True)]
-    yield _table(["true \\ predicted", *pooled["classes"]], rows)
+    yield table(["true \\ predicted", *pooled["classes"]], rows)
 
 
 def _calibration(result: Mapping[str, Any]) -> Iterable[str]:
     yield "## Calibration"
     rows = [
-        [f"fold {f['fold']}", _number(f["temperature"], 2), *_change(f["test"], f["test_calibrated"])]
+        [f"fold {f['fold']}", number(f["temperature"], 2), *change(f["test"], f["test_calibrated"])]
         for f in result["folds"]
     ]
-    if "pooled_calibrated" in result:
-        rows.append(["all pooled", "", *_change(result["pooled"], result["pooled_calibrated"])])
+    rows.append(["all pooled", "", *change(result["pooled"], result["pooled_calibrated"])])
     heads = ["", "temperature", "ECE before", "ECE after", "Brier before", "Brier after", "NLL before", "NLL after"]
-    yield _table(heads, rows)
+    yield table(heads, rows)
     yield (
         "The temperature was fitted on validation slides. ECE: expected calibration error of the predicted class, "
         "15 bins. Brier: sum over classes, 0 to 2. NLL: negative log-likelihood per slide, natural logarithm."
     )
-
-
-def _change(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
-    return [_number(of[name]) for name in ("ece", "brier", "nll") for of in (before, after)]
 
 
 def _lesions(folds: Sequence[Mapping[str, Any]]) -> Iterable[str]:
@@ -149,9 +155,9 @@ def _lesions(folds: Sequence[Mapping[str, Any]]) -> Iterable[str]:
         return
     yield "## Lesion masks on validation slides"
     names = ("iou", "everything_iou", "dice", "everything_dice")
-    rows = [[f"fold {f['fold']}", *(_number(f["segment"][name]) for name in names)] for f in found]
-    rows.append(["mean", *(_number(np.mean([f["segment"][name] for f in found])) for name in names)])
-    yield _table(["", "IoU", 'IoU of "everything is lesion"', "Dice", 'Dice of "everything is lesion"'], rows)
+    rows = [[f"fold {f['fold']}", *(number(f["segment"][name]) for name in names)] for f in found]
+    rows.append(["mean", *(number(np.mean([f["segment"][name] for f in found])) for name in names)])
+    yield table(["", "IoU", 'IoU of "everything is lesion"', "Dice", 'Dice of "everything is lesion"'], rows)
 
 
 def _selection(folds: Sequence[Mapping[str, Any]]) -> Iterable[str]:
@@ -165,9 +171,9 @@ def _selection(folds: Sequence[Mapping[str, Any]]) -> Iterable[str]:
     for name, title in _SELECTIONS.items():
         folds_with = [of[name] for of in found if name in of]
         if folds_with:
-            rows.append([title, *(_spread([of[key] for of in folds_with], digits) for key, digits in places.items())])
-    yield _table(heads, rows)
-    yield f"The same test slides, mean ± standard deviation over {_count(len(found), 'fold')}."
+            rows.append([title, *(spread([of[key] for of in folds_with], digits) for key, digits in places.items())])
+    yield table(heads, rows)
+    yield f"The same test slides, mean ± standard deviation over {count(len(found), 'fold')}."
 
 
 def _figures(folder: Path) -> Iterable[str]:
@@ -194,61 +200,29 @@ def _limits(result: Mapping[str, Any]) -> Iterable[str]:
     fixed = pooled["bootstrap"]["single_patient_classes"]
     if fixed:
         points.append(
-            f"How sure the numbers are for {', '.join(map(_cell, fixed))}: one patient only, who is in every resample, "
+            f"How sure the numbers are for {', '.join(map(cell, fixed))}: one patient only, who is in every resample, "
             "so that the intervals are too narrow."
         )
-    perfect = [title for name, title in _NAMES.items() if pooled["intervals"][name] == [1.0, 1.0]]
+    perfect = [_NAMES[name] for name, ends in pooled["intervals"].items() if ends == [1.0, 1.0]]
     if perfect:
         points.append(
             f"That there are no errors: an interval of 1.000 to 1.000 ({', '.join(perfect)}) says that none was among "
-            f"{_count(pooled['patients'], 'patient')}."
+            f"{count(pooled['patients'], 'patient')}."
         )
     yield "\n".join(f"- {point}" for point in [*points, *result["notes"]])
 
 
 def _making(result: Mapping[str, Any]) -> Iterable[str]:
     yield "## How it was made"
-    yield f"Preset {_cell(result['preset'])}, seed {result['seed']}."
+    yield f"Preset {cell(result['preset'])}, seed {result['seed']}."
     yield f"```\n{result['command']}\n```"
     yield ", ".join(f"{name} {version}" for name, version in result["versions"].items()) + "."
     stages = list(dict.fromkeys(stage for fold in result["folds"] for stage in fold["seconds"]))
     if stages:
         seconds = [[fold["seconds"].get(stage) for stage in stages] for fold in result["folds"]]
         rows = [
-            [f"fold {fold['fold']}", *(_number(value, 0) for value in (*row, sum(filter(None, row))))]
+            [f"fold {fold['fold']}", *(number(value, 0) for value in (*row, sum(filter(None, row))))]
             for fold, row in zip(result["folds"], seconds, strict=True)
         ]
-        yield _table(["seconds", *stages, "together"], rows)
+        yield table(["seconds", *stages, "together"], rows)
     yield f"All numbers of this report, unrounded: [{METRICS_FILE}]({METRICS_FILE})."
-
-
-def _table(heads: Sequence[Any], rows: Iterable[Sequence[Any]]) -> str:
-    """A Markdown table; numbers to the right, the first column to the left."""
-    lines = [[_cell(head) for head in heads], ["---"] + ["---:"] * (len(heads) - 1)]
-    lines += [[_cell(cell) for cell in row] for row in rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def _cell(value: Any) -> str:
-    """Text that cannot break out of its cell or line."""
-    return " ".join(str(value).split()).replace("|", "\\|").replace("<", "&lt;")
-
-
-def _number(value: float | None, digits: int = 3) -> str:
-    return _NONE if value is None else f"{value:.{digits}f}"
-
-
-def _interval(ends: Sequence[float] | None) -> str:
-    return _NONE if ends is None else f"{ends[0]:.3f} to {ends[1]:.3f}"
-
-
-def _spread(values: Sequence[float | None], digits: int) -> str:
-    """Mean ± sample standard deviation of what is there."""
-    there = [value for value in values if value is not None]
-    if len(there) < 2:
-        return _number(there[0] if there else None, digits)
-    return f"{np.mean(there):.{digits}f} ± {np.std(there, ddof=1):.{digits}f}"
-
-
-def _count(number: int, word: str) -> str:
-    return f"{number} {word}{'' if number == 1 else 's'}"

@@ -18,7 +18,17 @@ from napari_msamil.models.card import Card, explain, preset_card
 from napari_msamil.models.configs import Frozen
 
 _PRESET = re.compile(r"train-[a-z-]+\.toml").fullmatch
-_TEXT_OF_CARD = ("classes", "preset", "format", "figures", "command", "created", "dataset", "cpu_precision")
+_TEXT_OF_CARD = (
+    "classes",
+    "exclusive",
+    "preset",
+    "format",
+    "figures",
+    "command",
+    "created",
+    "dataset",
+    "cpu_precision",
+)
 
 
 class ConfigError(MsamilError):
@@ -187,9 +197,9 @@ class Config(Frozen):
             raise ValueError(f"segment.crop_px {self.segment.crop_px} is larger than thumbnail_px {card.thumbnail_px}")
         return self
 
-    def card(self, classes: Sequence[str]) -> Card:
+    def card(self, classes: Sequence[str], *, exclusive: bool = True) -> Card:
         """The card of the untrained model."""
-        preset = preset_card(self.preset, classes=tuple(classes))
+        preset = preset_card(self.preset, classes=tuple(classes), exclusive=exclusive)
         return Card.model_validate(_merged(preset.model_dump(), self.model))
 
     def to_toml(self) -> str:

@@ -161,9 +161,9 @@ def train_stages(
         state = train_aggregator(
             model,
             [bag for bag, _ in bags],
-            [label for _, label in bags],
+            np.array([label for _, label in bags]),
             [bag for bag, _ in held_bags],
-            [label for _, label in held_bags],
+            np.array([label for _, label in held_bags]),
             plan=plan,
             folder=folder,
             label_smoothing=0.05,

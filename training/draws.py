@@ -20,6 +20,7 @@ from .config import Config
 from .distributed import rank, world
 from .end_to_end import Drawn, sample_rows
 from .feed import feed
+from .labels import sampling_groups
 from .segmentation import Thumbnail
 from .slides import SlideStore, pieces, tensor_of, turned
 
@@ -55,7 +56,7 @@ class PatchDraws:
         Args:
             store: The slides.
             config: Of the run.
-            targets: Index of the class of each row of the table.
+            targets: Of each row of the table, as `Cohort.targets` gives them.
             training: Rows that are learned from.
             held: Rows that are validated on.
         """
@@ -65,8 +66,7 @@ class PatchDraws:
         self.seed = config.seed
         self.targets = targets
         self.held = tuple(held)
-        self.by_label = [[row for row in training if targets[row] == label] for label in np.unique(targets)]
-        self.by_label = [rows for rows in self.by_label if rows]
+        self.groups = sampling_groups(targets, training)
         self._choice = lru_cache(maxsize=8)(self._choose)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -87,7 +87,7 @@ class PatchDraws:
         if step == HELD:
             row = self.held[slot]
         else:
-            group = self.by_label[(step * self.settings.accum + slot) % len(self.by_label)]
+            group = self.groups[(step * self.settings.accum + slot) % len(self.groups)]
             row = group[rng.integers(len(group))]
         table = self.store.table(row)
         rows = sample_rows(
@@ -146,7 +146,7 @@ class PatchStream:
     def _drawn(self, step: int, slot: int, chunks: Callable[[], Iterator[Tensor]]) -> Drawn:
         choice = self._draws.choice(step, slot)
         name = self._draws.store.slides[choice.row].path.name
-        return Drawn(name, choice.table, int(self._draws.targets[choice.row]), chunks)
+        return Drawn(name, choice.table, self._draws.targets[choice.row], chunks)
 
     def _take(self, key: Key) -> Tensor:
         found, pixels = next(self._coming, (None, None))

@@ -8,9 +8,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from napari_msamil.inference.features import make_bag
+from napari_msamil.models.logits import loss as loss_of
+from napari_msamil.models.logits import probabilities as probabilities_of
 from napari_msamil.models.model import Model
 from napari_msamil.patches.grid import PatchTable
 from napari_msamil.patches.select import tissue_rows
@@ -28,14 +29,14 @@ class Drawn:
     Attributes:
         name: Of the slide, for messages.
         table: Where the patches are, (n) rows.
-        label: Index of the slide's class.
+        target: Index of the slide's class; or 0 and 1 for each class, (C,), where they do not exclude each other.
         chunks: Gives the pixels in pieces (m, P, P, 3), as for `Model.normalise`, in the order of the rows; the same
             each time it is called.
     """
 
     name: str
     table: PatchTable
-    label: int
+    target: int | NDArray[np.int64]
     chunks: Callable[[], Iterator[Tensor]]
 
 
@@ -124,8 +125,8 @@ def train_end_to_end(
         if not kept:
             kept.extend(held())
         model.eval()
-        found = gather([(one.label, probabilities(model, one, bf16=bf16)) for one in mine(kept)])
-        return validation_auc(np.array([label for label, _ in found]), np.stack([guess for _, guess in found]))
+        found = gather([(one.target, probabilities(model, one, bf16=bf16)) for one in mine(kept)])
+        return validation_auc(np.array([target for target, _ in found]), np.stack([guess for _, guess in found]))
 
     trained = (
         {"aggregator": model.aggregator} if freeze else {"extractor": model.extractor, "aggregator": model.aggregator}
@@ -154,11 +155,11 @@ def backward(
     bf16: bool = False,
 ) -> float:
     """Add the gradients of one slide's loss, times ``weight``; returns that loss. See `train_end_to_end`."""
-    target = torch.tensor([drawn.label], device=model.device)
+    target = torch.as_tensor(drawn.target, device=model.device)
 
     def head(features: Tensor) -> Tensor:
         output = model.aggregate(make_bag(features, drawn.table), attention=False)
-        return weight * cross_entropy(output.logits[None], target, label_smoothing=label_smoothing)
+        return weight * loss_of(output.logits, target, exclusive=model.card.exclusive, label_smoothing=label_smoothing)
 
     def extract(pixels: Tensor) -> Tensor:
         with torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
@@ -185,5 +186,5 @@ def probabilities(model: Model, drawn: Drawn, *, bf16: bool = False) -> NDArray[
             with torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
                 parts.append(model.embed(chunk))
         output = model.aggregate(make_bag(torch.cat(parts), drawn.table), attention=False)
-    found: NDArray[np.float64] = output.logits.double().softmax(-1).cpu().numpy()
+    found: NDArray[np.float64] = probabilities_of(output.logits.double(), exclusive=model.card.exclusive).cpu().numpy()
     return found

@@ -16,11 +16,14 @@ from napari_msamil.models.card import Card
 from napari_msamil.models.files import write_atomically
 from napari_msamil.models.model import Model, load_model, save_model
 
+from .calibration import fit_temperature
 from .cohort_report import write_report
 from .distributed import rank, wait_for_all
 from .features import Selection, StoredBags, extract_bags
 from .figures import calibration_figure, confusion_figure, loss_figure, roc_figure
-from .metrics import Predictions, fit_temperature, over_folds, summarise
+from .metrics import over_folds, summarise
+from .multilabel import summarise_each
+from .predictions import Predictions, Temperature
 from .run import Run, class_counts, versions
 from .stages import Fold
 
@@ -98,12 +101,13 @@ def finish(run: Run) -> Path | None:
     before = Predictions.pooled(
         [_predictions(run, one["rows"], np.array(one["before_mil"])) for one in logits.values()]
     )
-    temperature = np.concatenate([np.full(len(tests[fold].slides), results[fold]["temperature"]) for fold in tests])
+    temperature = np.concatenate([[results[fold]["temperature"]] * len(tests[fold].slides) for fold in tests])
     overall = _summary(run, pooled)
     if overall["auc"] is not None:
         roc_figure(tests, run.folder / "roc.png")
     calibration_figure(pooled, temperature, run.folder / "calibration.png")
-    confusion_figure(overall["confusion"], run.cohort.classes, run.folder / "confusion.png")
+    if run.cohort.exclusive:
+        confusion_figure(overall["confusion"], run.cohort.classes, run.folder / "confusion.png")
     loss_figure([folder / "log.jsonl" for folder in folders.values()], run.folder / "loss.png")
     pooled.write_csv(run.folder / "predictions.csv", temperature=temperature)
     chosen = max(results, key=lambda fold: (results[fold]["validation"]["auc"] or 0.0, -fold))
@@ -117,6 +121,7 @@ def finish(run: Run) -> Path | None:
                 "slides": len(run.cohort.slides),
                 "patients": len({slide.patient for slide in run.cohort.slides}),
                 "classes": class_counts(run.cohort, everything),
+                "exclusive": run.cohort.exclusive,
             },
             "command": run.command,
             "preset": run.config.preset,
@@ -170,9 +175,9 @@ def _predictions(run: Run, rows: list[int], logits: NDArray[np.float64]) -> Pred
     )
 
 
-def _summary(run: Run, predictions: Predictions, temperature: float | NDArray[np.float64] = 1.0) -> dict[str, Any]:
-    settings = run.config.evaluate
-    return summarise(
+def _summary(run: Run, predictions: Predictions, temperature: Temperature = 1.0) -> dict[str, Any]:
+    settings, figures_of = run.config.evaluate, summarise if predictions.exclusive else summarise_each
+    return figures_of(
         predictions, temperature=temperature, auc=settings.auc, rounds=settings.bootstrap, seed=run.config.seed
     )
 
@@ -197,7 +202,7 @@ def _finished_card(run: Run, fold: Fold, result: dict[str, Any]) -> Card:
     """The card with what a reader of the file should know."""
     test, cohort = result["test"], run.cohort
     counts = ", ".join(f"{n} {name}" for name, n in class_counts(cohort, fold.training()).items())
-    measured = {key: test[key] for key in ("auc", "accuracy", "balanced_accuracy", "f1_weighted", "ece", "brier")}
+    measured = {key: test[key] for key in (*test["intervals"], "ece", "brier")}
     figures = {
         f"test part of fold {fold.number}": measured | {"slides": test["slides"], "intervals": test["intervals"]},
         "temperature fitted on validation": result["temperature"],

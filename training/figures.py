@@ -16,7 +16,8 @@ from sklearn.metrics import roc_auc_score, roc_curve
 
 from napari_msamil.models.files import write_atomically
 
-from .metrics import BINS, Predictions, Temperature, expected_calibration_error, reliability
+from .calibration import BINS, expected_calibration_error, reliability
+from .predictions import Predictions, Temperature
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000")
 """Okabe and Ito, Color Universal Design (2008), without yellow, which is faint on white."""
@@ -28,7 +29,7 @@ _log = logging.getLogger(__name__)
 def roc_figure(predictions_by_fold: Mapping[int, Predictions], path: Path) -> None:
     """ROC curves of each fold and of all pooled: one panel for two classes, else one per class against the rest.
 
-    Folds that lack a class are not in its panel; a class that is nowhere has no panel.
+    Folds that lack a class, or slides without it, are not in its panel; nor has a class a panel for which all do.
 
     Args:
         predictions_by_fold: Test predictions by fold number, of the same classes.
@@ -38,11 +39,10 @@ def roc_figure(predictions_by_fold: Mapping[int, Predictions], path: Path) -> No
         ValueError: If no class has slides beside slides of another.
     """
     pooled = Predictions.pooled(list(predictions_by_fold.values()))
-    present = set(pooled.targets.tolist())
-    wanted = [1] if len(pooled.classes) == 2 else range(len(pooled.classes))
-    shown = [index for index in wanted if index in present and len(present) > 1]
+    wanted = [1] if _is_one_question(pooled) else range(len(pooled.classes))
+    shown = [index for index in wanted if 0 < pooled.has[:, index].sum() < len(pooled.slides)]
     if not shown:
-        raise ValueError(f"All slides are {pooled.classes[pooled.targets[0]]}: a ROC curve needs two classes.")
+        raise ValueError("All slides have the same label: a ROC curve needs slides with a class and without it.")
     columns = min(len(shown), 3)
     rows = -(-len(shown) // columns)
     figure = _figure(4.4 * columns, 4.4 * rows)
@@ -64,7 +64,7 @@ def _roc_panel(axes: Axes, by_fold: Mapping[int, Predictions], pooled: Predictio
     assert curve is not None  # only classes with slides and with others beside them are drawn
     name = "all folds" if len(by_fold) > 1 else "test slides"
     axes.plot(*curve[:2], color=COLOURS[0], linewidth=2.2, label=f"{name} ({curve[2]:.3f})")
-    rest = pooled.classes[0] if len(pooled.classes) == 2 else "the rest"
+    rest = pooled.classes[0] if _is_one_question(pooled) else "the rest"
     axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
     axes.set_title(_plain(f"{pooled.classes[index]} against {rest}"))
     axes.set_xlabel("False positive rate (1 - specificity)")
@@ -72,9 +72,14 @@ def _roc_panel(axes: Axes, by_fold: Mapping[int, Predictions], pooled: Predictio
     axes.legend(title="AUC", loc="lower right", fontsize=8, title_fontsize=8, framealpha=0.9)
 
 
+def _is_one_question(p: Predictions) -> bool:
+    """Whether the curve of the second class says all: the first is where the second is not."""
+    return p.exclusive and len(p.classes) == 2
+
+
 def _roc(p: Predictions, index: int) -> tuple[NDArray[np.float64], NDArray[np.float64], float] | None:
     """False and true positive rates and AUC of a class against the rest; None if either has no slide."""
-    positive, score = p.targets == index, p.probabilities()[:, index]
+    positive, score = p.has[:, index], p.probabilities()[:, index]
     if positive.all() or not positive.any():
         return None
     wrong, right, _ = roc_curve(positive, score)
@@ -82,35 +87,49 @@ def _roc(p: Predictions, index: int) -> tuple[NDArray[np.float64], NDArray[np.fl
 
 
 def calibration_figure(pooled: Predictions, temperature: Temperature, path: Path) -> None:
-    """Accuracy over confidence before and after temperature scaling, and how many slides have which confidence.
+    """Share of true claims over their probability before and after temperature scaling, and how many have which.
+
+    One column for the predicted class; one per class where they do not exclude each other.
 
     Args:
         pooled: Test predictions of all folds.
-        temperature: One for all, or (n,): that of each slide's fold.
+        temperature: As fitted; where folds are pooled that of each slide's fold.
         path: PNG to write.
     """
-    figure = _figure(5.2, 6.0)
-    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-    upper.plot([0, 1], [0, 1], color=_PALE, linestyle=":", linewidth=1, label="confidence = accuracy")
-    edges = np.linspace(0, 1, BINS + 1)
-    right = pooled.predicted == pooled.targets
-    for number, (name, factor) in enumerate((("before", 1.0), ("after", temperature))):
-        confidence = pooled.probabilities(factor).max(1)
-        counts, mean, accuracy = reliability(confidence, right)
-        error = expected_calibration_error(confidence, right)
-        colour, line = COLOURS[3 * number], ("--", "-")[number]
-        label = f"{name} temperature scaling (ECE {error:.3f})"
-        upper.plot(mean, accuracy, color=colour, linestyle=line, marker="os"[number], markersize=3, label=label)
-        sizes = 10 + 400 * counts / counts.sum()
-        upper.scatter(mean, accuracy, sizes, colour, marker="os"[number], alpha=0.6, linewidths=0)
-        lower.stairs(np.histogram(confidence, edges)[0], edges, color=colour, linestyle=line, linewidth=1.4)
-    lowest = 1 / len(pooled.classes)
-    upper.set(xlim=(lowest - 0.02, 1.02), ylim=(-0.02, 1.02), ylabel="Accuracy of the slides in a bin (size: how many)")
-    upper.set_title(f"Calibration, {len(pooled.slides)} test slides")
-    figure.legend(*upper.get_legend_handles_labels(), loc="outside lower center", fontsize=8)
-    lower.set(xlabel="Confidence (probability of the predicted class)", ylabel="Slides")
-    lower.yaxis.set_major_locator(MaxNLocator(4, integer=True))
+    before, after = pooled.claims(), pooled.claims(temperature)
+    figure = _figure(1.2 + 4.0 * len(before), 6.0)
+    grid = figure.subplots(2, len(before), sharex=True, squeeze=False, height_ratios=(3, 1))
+    for (upper, lower), name in zip(grid.T, before, strict=True):
+        errors = _calibration_column(upper, lower, before[name], after[name])
+        title = f"Calibration, {len(pooled.slides)} test slides" if pooled.exclusive else name
+        upper.set_title(_plain(f"{title}\nECE {errors[0]:.3f} before, {errors[1]:.3f} after"))
+        what = "Confidence (probability of the predicted class)" if pooled.exclusive else f"Probability of {name}"
+        lower.set_xlabel(_plain(what))
+    lowest = 1 / len(pooled.classes) if pooled.exclusive else 0.0
+    share = "Accuracy of the slides in a bin" if pooled.exclusive else "Share of a bin with the class"
+    grid[0, 0].set(xlim=(lowest - 0.02, 1.02), ylabel=f"{share} (size: how many)")
+    grid[1, 0].set(ylabel="Slides")
+    figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside lower center", fontsize=8)
     _save(figure, path)
+
+
+def _calibration_column(
+    upper: Axes, lower: Axes, *claims: tuple[NDArray[np.float64], NDArray[np.bool_]]
+) -> list[float]:
+    """Draw a claim before and after temperature scaling; returns both calibration errors."""
+    upper.plot([0, 1], [0, 1], color=_PALE, linestyle=":", linewidth=1, label="probability = share that is right")
+    edges = np.linspace(0, 1, BINS + 1)
+    for number, (probability, right) in enumerate(claims):
+        counts, mean, share = reliability(probability, right)
+        colour, line, mark = COLOURS[3 * number], ("--", "-")[number], "os"[number]
+        label = f"{('before', 'after')[number]} temperature scaling"
+        upper.plot(mean, share, color=colour, linestyle=line, marker=mark, markersize=3, label=label)
+        sizes = 10 + 400 * counts / counts.sum()
+        upper.scatter(mean, share, sizes, colour, marker=mark, alpha=0.6, linewidths=0)
+        lower.stairs(np.histogram(probability, edges)[0], edges, color=colour, linestyle=line, linewidth=1.4)
+    upper.set_ylim(-0.02, 1.02)
+    lower.yaxis.set_major_locator(MaxNLocator(4, integer=True))
+    return [expected_calibration_error(*claim) for claim in claims]
 
 
 def confusion_figure(confusion: Sequence[Sequence[int]], classes: Sequence[str], path: Path) -> None:

@@ -5,12 +5,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch.nn.functional import cross_entropy
+from numpy.typing import NDArray
 
 from napari_msamil.models.bag import Bag
+from napari_msamil.models.logits import loss as loss_of
+from napari_msamil.models.logits import probabilities
 from napari_msamil.models.model import Model
 
 from .distributed import gather, mine
+from .labels import sampling_groups
 from .loop import Plan, State, train
 from .metrics import validation_auc
 
@@ -18,9 +21,9 @@ from .metrics import validation_auc
 def train_aggregator(
     model: Model,
     bags: Sequence[Bag],
-    labels: Sequence[int],
+    targets: NDArray[np.int64],
     held: Sequence[Bag],
-    held_labels: Sequence[int],
+    held_targets: NDArray[np.int64],
     *,
     plan: Plan,
     folder: Path,
@@ -31,13 +34,13 @@ def train_aggregator(
 ) -> State:
     """Train the aggregator further on whole bags; the extractor is not touched.
 
-    The classes take turns within a step, and a random part of each bag (half or more) is shown. The best weights by
-    validation AUC stay in the model.
+    The classes take turns within a step (see `labels.sampling_groups`), and a random part of each bag (half or more) is
+    shown. The best weights by validation AUC stay in the model.
 
     Args:
         model: Its aggregator is trained.
         bags, held: Training and validation bags; they may be read as they are asked for.
-        labels, held_labels: Their classes.
+        targets, held_targets: Of the bags, as `Cohort.targets` gives them: (n,), or (n, C).
         plan: The schedule.
         folder: For checkpoint and log.
         batch: Bags a step; several processes share them.
@@ -45,22 +48,22 @@ def train_aggregator(
         resume: Continue from the checkpoint.
         tensorboard: Write TensorBoard files too.
     """
-    by_label = [[k for k, label in enumerate(labels) if label == c] for c in range(len(model.card.classes))]
-    by_label = [group for group in by_label if group]
+    exclusive = model.card.exclusive
+    groups = sampling_groups(targets, range(len(bags)))
 
     def step(number: int) -> float:
         model.aggregator.train()
         rng = np.random.default_rng([plan.seed, 51, number])
         drawn = []
         for k in range(batch):  # all processes draw alike
-            group = by_label[(number * batch + k) % len(by_label)]
+            group = groups[(number * batch + k) % len(groups)]
             drawn.append((group[rng.integers(len(group))], int(rng.integers(2**31))))
         loss = 0.0
         for row, seed in mine(drawn):
             torch.manual_seed(seed)
             logits = model.aggregate(part_of(bags[row], np.random.default_rng(seed)), attention=False).logits
-            target = torch.tensor([labels[row]], device=logits.device)
-            part = cross_entropy(logits[None], target, label_smoothing=label_smoothing) / batch
+            target = torch.as_tensor(targets[row], device=logits.device)
+            part = loss_of(logits, target, exclusive=exclusive, label_smoothing=label_smoothing) / batch
             part.backward()  # type: ignore[no-untyped-call]
             loss += float(part.detach())
         return loss
@@ -69,7 +72,7 @@ def train_aggregator(
         model.aggregator.eval()
         with torch.inference_mode():
             found = gather([model.aggregate(bag, attention=False).logits.double().cpu() for bag in mine(held)])
-        return validation_auc(np.asarray(held_labels), torch.stack(found).softmax(1).numpy())
+        return validation_auc(held_targets, probabilities(torch.stack(found), exclusive=exclusive).numpy())
 
     return train(
         plan,

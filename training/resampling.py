@@ -65,7 +65,7 @@ def bootstrap(
     if len(present) > 1:
         found["auc"] = average_auc(targets, probabilities, weights[whole], average)
     varies = len(fixed) < len(np.unique(strata)) and bool(whole.any())
-    intervals = {name: _interval(found[name]) if varies and name in found else None for name in METRICS}
+    intervals = {name: interval(found[name]) if varies and name in found else None for name in METRICS}
     return Bootstrap(intervals, int((~whole).sum()), fixed)
 
 
@@ -139,6 +139,25 @@ def weighted_auc(
     return area
 
 
+def weighted_average_precision(
+    positive: NDArray[np.bool_], score: NDArray[np.float64], weights: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """Average precision of each resample, (R,): precision at each score, weighted by the recall that it adds.
+
+    Args:
+        positive: (n,).
+        score: (n,), higher means more positive.
+        weights: (R, n), with a positive in each row.
+    """
+    order = np.argsort(-score, kind="stable")
+    _, starts = np.unique(-score[order], return_index=True)
+    weights, positive = weights[:, order], positive[order]
+    ups = np.add.reduceat(weights * positive, starts, axis=1)  # (R, distinct scores)
+    shown = np.add.reduceat(weights, starts, axis=1).cumsum(1)
+    precision = ups.cumsum(1) / np.maximum(shown, 1)
+    return np.asarray((ups * precision).sum(1) / ups.sum(1))
+
+
 def average_auc(
     targets: NDArray[np.int64], probabilities: NDArray[np.float64], weights: NDArray[np.int64], average: Average
 ) -> NDArray[np.float64]:
@@ -160,6 +179,7 @@ def average_auc(
     return np.asarray((each * support).sum(0) / support.sum(0))
 
 
-def _interval(values: NDArray[np.float64]) -> tuple[float, float]:
+def interval(values: NDArray[np.float64]) -> tuple[float, float]:
+    """2.5 % and 97.5 % percentile."""
     low, high = np.quantile(values, (0.025, 0.975))
     return float(low), float(high)

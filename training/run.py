@@ -22,14 +22,14 @@ from .cohort import (
     Cohort,
     CohortError,
     CohortSlide,
-    Parts,
     check_cohort,
     read_cohort,
-    split_cohort,
     write_cohort,
 )
 from .config import Config, differences
 from .distributed import rank, wait_for_all
+from .folds import Parts, split_cohort
+from .labels import membership, write_label
 
 CONFIG, COHORT, VERSIONS, SPLITS = "config.toml", "cohort.csv", "versions.json", "splits.csv"
 _log = logging.getLogger(__name__)
@@ -93,7 +93,7 @@ def begin(config: Config, cohort: Cohort, folder: Path, *, command: str) -> Run:
         CohortError: Slides cannot be trained on; each fault is named.
     """
     device = choose_device(config.machine.device)
-    card = config.card(cohort.classes)
+    card = config.card(cohort.classes, exclusive=cohort.exclusive)
     if not any(slide.lesion or slide.lesion_free for slide in cohort.slides):
         _log.warning("no slide has a known lesion: the segmenter stays untrained, and all tissue is looked at")
         card = _without_segmenter(card)
@@ -162,7 +162,8 @@ def _write_facts(run: Run) -> None:
     table = csv.writer(text, lineterminator="\n")
     table.writerow(["slide", "patient", "label", *(f"fold {fold}" for fold in parts)])
     for row, slide in enumerate(run.cohort.slides):
-        table.writerow([slide.path.name, slide.patient, slide.label, *(_part_of(row, one) for one in parts.values())])
+        label = write_label(slide.label)
+        table.writerow([slide.path.name, slide.patient, label, *(_part_of(row, one) for one in parts.values())])
     _write(folder / VERSIONS, json.dumps(facts, indent=2))
     _write(folder / SPLITS, text.getvalue())
     write_cohort(run.cohort.slides, folder / COHORT, overwrite=True)
@@ -191,5 +192,5 @@ def rows_with_lesion(cohort: Cohort, rows: Sequence[int]) -> list[int]:
 
 def class_counts(cohort: Cohort, rows: Sequence[int]) -> dict[str, int]:
     """Slides of each class among some rows."""
-    targets = cohort.targets()[np.asarray(rows, np.int64)]
-    return {name: int((targets == k).sum()) for k, name in enumerate(cohort.classes)}
+    has = membership(cohort.targets()[np.asarray(rows, np.int64)], len(cohort.classes))
+    return {name: int(count) for name, count in zip(cohort.classes, has.sum(0), strict=True)}

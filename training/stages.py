@@ -14,11 +14,11 @@ from torch import nn
 from napari_msamil.models.model import Model, build_model
 
 from .checkpoint import load_checkpoint, put_back
-from .cohort import Parts
 from .draws import PatchDraws, PatchStream, ThumbnailDraws
 from .end_to_end import train_end_to_end
 from .features import StoredBags, extract_bags
 from .feed import feed
+from .folds import Parts
 from .loop import Plan, State
 from .mil import train_aggregator
 from .networks import start_from_imagenet, start_from_segmenter
@@ -176,9 +176,9 @@ class Fold:
         state = train_aggregator(
             self.model,
             self.bags(training),
-            self.targets[training].tolist(),
+            self.targets[training],
             self.bags(held),
-            self.targets[held].tolist(),
+            self.targets[held],
             plan=self._mil_plan(),
             folder=self.folder,
             batch=settings.batch,

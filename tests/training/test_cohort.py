@@ -13,9 +13,9 @@ from napari_msamil.training.cohort import (
     CohortSlide,
     check_cohort,
     read_cohort,
-    split_cohort,
     write_cohort,
 )
+from napari_msamil.training.folds import split_cohort
 
 HEADER = "slide,label,patient"
 

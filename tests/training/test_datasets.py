@@ -19,7 +19,7 @@ from napari_msamil.inference.engine import choose_device
 from napari_msamil.slide.slide import open_slide
 from napari_msamil.slide.write import write_slide
 from napari_msamil.training.annotations import read_lesion
-from napari_msamil.training.cohort import Cohort, CohortError, CohortSlide, Parts, check_cohort, read_cohort
+from napari_msamil.training.cohort import Cohort, CohortError, CohortSlide, check_cohort, read_cohort
 from napari_msamil.training.config import read_config
 from napari_msamil.training.datasets import (
     bcnb,
@@ -31,6 +31,7 @@ from napari_msamil.training.datasets import (
     ubc_ocean,
 )
 from napari_msamil.training.datasets.adapters import ADAPTERS, write_dataset
+from napari_msamil.training.folds import Parts
 from napari_msamil.training.run import Run
 from napari_msamil.training.stages import Fold
 

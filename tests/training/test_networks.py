@@ -11,8 +11,9 @@ from napari_msamil.errors import MsamilError
 from napari_msamil.inference.engine import choose_device
 from napari_msamil.models.model import build_model
 from napari_msamil.training import stages
-from napari_msamil.training.cohort import Cohort, CohortSlide, Parts
+from napari_msamil.training.cohort import Cohort, CohortSlide
 from napari_msamil.training.config import read_config
+from napari_msamil.training.folds import Parts
 from napari_msamil.training.networks import start_from_imagenet, start_from_segmenter
 from napari_msamil.training.run import Run
 

@@ -32,7 +32,7 @@ def refuse_faults(dataset: str, folder: Path, faults: Sequence[str]) -> None:
 
 def write_table(dataset: str, folder: Path, slides: Sequence[CohortSlide], path: Path, *, overwrite: bool) -> Path:
     """Write the table of a dataset; with fewer than two classes nothing can be learnt, and it is refused."""
-    classes = {slide.label for slide in slides}
+    classes = {name for slide in slides for name in slide.classes}
     if len(classes) < 2:
         found = f"only slides of class {classes.pop()!r}" if classes else "no slides"
         refuse_faults(dataset, folder, [f"it holds {found}"])
