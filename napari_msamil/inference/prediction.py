@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 FOUND = 0.5
 """Where classes do not exclude each other, those with at least this probability are said to be found."""
 NOT_EXCLUSIVE = (
-    f"Each class is judged by itself and found at {FOUND:.0%} or more: several classes may be found or none, and "
-    "probabilities need not add up to 100 %."
+    f"Each class is judged by itself and found at {100 * FOUND:.0f} % or more: several classes may be found or none, "
+    "and probabilities need not add up to 100 %."
 )
 RESEARCH_USE = "Research use only. Not for diagnosis."
 LESION_RGB = (13, 217, 242)
