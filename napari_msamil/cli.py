@@ -204,7 +204,8 @@ def _classify_one(request: Any, out: Path, *, overwrite: bool) -> Prediction:
         f"{int((prediction.table.scale == i).sum())} at {s.name}" for i, s in enumerate(prediction.table.scales)
     )
     best = percent(float(prediction.probabilities.max()))
-    print(f"{request.slide.name}: {prediction.predicted} ({best}) - research use only")
+    weak = f", weak evidence: {prediction.weak}" if prediction.weak else ""
+    print(f"{request.slide.name}: {prediction.predicted} ({best}){weak} - research use only")
     for name, p in zip(prediction.classes, prediction.probabilities, strict=True):
         print(f"  {percent(float(p)):>8}  {name}")
     print(

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from napari_msamil import __version__
 from napari_msamil.cli import app
 from napari_msamil.errors import MsamilError
-from napari_msamil.models.card import OnEmpty, preset_card
+from napari_msamil.models.card import OnEmpty, Thresholds, preset_card
 from napari_msamil.models.model import build_model, save_model
 
 runner = CliRunner()
@@ -58,6 +58,19 @@ def test_classify_writes_a_folder_per_slide_and_exits_0(slides: list[Path], mode
     assert done.exit_code == 0, done.output
     assert sorted(p.name for p in out.iterdir()) == ["Präparat 二", "one"]
     assert "research use only" in done.stdout
+
+
+def test_weak_evidence_is_said_on_the_line_of_the_class(slides: list[Path], tmp_path: Path) -> None:
+    card = preset_card("demo", classes=["benign", "malignant"], patch_px=64, thumbnail_px=128)
+    headlines = []
+    for lowest in (0.0, 1.0):  # a probability above which a pixel is lesion: all of them, none of them
+        limits = Thresholds(lesion_probability=lowest)
+        model = tmp_path / f"{lowest}.safetensors"
+        save_model(build_model(card.model_copy(update={"thresholds": limits}), seed=1), model)
+        given = ["classify", str(slides[0]), "--out", str(tmp_path / f"{lowest}"), "--model", str(model)]
+        headlines.append(runner.invoke(app, given).stdout.splitlines()[0])
+    assert "weak evidence" not in headlines[0]
+    assert headlines[1].endswith("%), weak evidence: no patch with enough lesion - research use only")
 
 
 def test_one_bad_slide_stops_nothing_and_is_listed_last_with_its_reason(

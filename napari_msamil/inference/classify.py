@@ -18,7 +18,7 @@ from napari_msamil.errors import MissingMppError, MsamilError
 from napari_msamil.inference.candidates import candidate_table, choose_patches
 from napari_msamil.inference.engine import Device, choose_device, tune_allocator
 from napari_msamil.inference.geojson import Polygon, polygon_mask, read_polygons
-from napari_msamil.inference.prediction import Prediction
+from napari_msamil.inference.prediction import FEW_PATCHES, Prediction
 from napari_msamil.patches.grid import PatchTable
 from napari_msamil.patches.select import Selection
 from napari_msamil.slide.slide import Slide, open_slide
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from napari_msamil.models.model import Model
-
-FEW_PATCHES = 10  # a result that rests on fewer says so
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 PANEL_PX = 440
 GAP_PX = 16
 _INK, _PALE, _LINE, _BAR = (30, 30, 34), (110, 110, 118), (222, 222, 226), (66, 106, 168)
+_WARN = (178, 84, 0)
 _LESION = np.array(LESION_RGB, np.float32)
 _FOOT_PX = 19  # height of a line
 _KEY_PX = 230  # width of the colour key beside the first line
@@ -43,7 +44,7 @@ def draw_overview(prediction: Prediction, slide: Slide) -> Image.Image:
     height = below + _FOOT_PX * len(foot) + 10
     page = Image.new("RGB", (width, height), "white")
     draw = ImageDraw.Draw(page)
-    _write_head(draw, prediction)
+    _write_head(draw, prediction, width - 2 * GAP_PX)
     top = 84 + bars_px
     for index, (title, pixels) in enumerate(panels):
         left = GAP_PX + index * (size[0] + GAP_PX)
@@ -61,9 +62,8 @@ def _title(heatmap: Heatmap) -> str:
     return f"Attention {heatmap.name}, rank in slide" if seen else f"Attention {heatmap.name}: no patch was looked at"
 
 
-def _write_head(draw: ImageDraw.ImageDraw, prediction: Prediction) -> None:
-    best = percent(float(prediction.probabilities.max()))
-    draw.text((GAP_PX, 12), f"{prediction.slide_path.name}: {prediction.predicted} ({best})", fill=_INK, font=_font(24))
+def _write_head(draw: ImageDraw.ImageDraw, prediction: Prediction, width_px: int) -> None:
+    _write_headline(draw, prediction, width_px)
     draw.text(
         (GAP_PX, 46), f"{RESEARCH_USE}  Model {prediction.model_name} ({prediction.method})", fill=_PALE, font=_font(15)
     )
@@ -71,8 +71,19 @@ def _write_head(draw: ImageDraw.ImageDraw, prediction: Prediction) -> None:
         y = 76 + 26 * index
         draw.text((GAP_PX, y), name, fill=_INK, font=_font(15))
         draw.rectangle((GAP_PX + 220, y + 2, GAP_PX + 520, y + 17), outline=_LINE)
-        draw.rectangle((GAP_PX + 220, y + 2, GAP_PX + 220 + round(300 * float(p)), y + 17), fill=_BAR)
+        bar = _PALE if prediction.weak else _BAR
+        draw.rectangle((GAP_PX + 220, y + 2, GAP_PX + 220 + round(300 * float(p)), y + 17), fill=bar)
         draw.text((GAP_PX + 532, y), percent(float(p)), fill=_INK, font=_font(15))
+
+
+def _write_headline(draw: ImageDraw.ImageDraw, prediction: Prediction, width_px: int) -> None:
+    """Slide, class and what weakens it on one line; a name too long for it is cut, never the class or its caveat."""
+    said = f": {prediction.predicted} ({percent(float(prediction.probabilities.max()))})"
+    caveat = f"   weak evidence: {prediction.weak}" if prediction.weak else ""
+    room = width_px - round(draw.textlength(said + caveat, font=_font(24)))
+    said = _shortened(prediction.slide_path.name, room, draw, 24) + said
+    draw.text((GAP_PX, 12), said, fill=_INK, font=_font(24))
+    draw.text((GAP_PX + draw.textlength(said, font=_font(24)), 12), caveat, fill=_WARN, font=_font(24))
 
 
 def _foot(prediction: Prediction, width_px: int) -> list[str]:
@@ -122,8 +133,8 @@ def _with_heatmap(picture: NDArray[np.uint8], heatmap: Heatmap, prediction: Pred
     return mixed
 
 
-def _shortened(text: str, width_px: int, draw: ImageDraw.ImageDraw) -> str:
-    while len(text) > 4 and draw.textlength(text, font=_font(15)) > width_px:
+def _shortened(text: str, width_px: int, draw: ImageDraw.ImageDraw, font_px: int = 15) -> str:
+    while len(text) > 4 and draw.textlength(text, font=_font(font_px)) > width_px:
         text = text[:-2].rstrip("…") + "…"
     return text
 

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from napari_msamil.patches.grid import PatchTable
 
 RESEARCH_USE = "Research use only. Not for diagnosis."
+FEW_PATCHES = 10
+"""A result that rests on fewer patches is weak evidence, and says so."""
 LESION_RGB = (13, 217, 242)
 """Colour of the lesion wherever it is drawn: cyan, unlike any stain."""
 
@@ -92,6 +94,16 @@ class Prediction:
         return self.classes[int(np.argmax(self.probabilities))]
 
     @property
+    def weak(self) -> str | None:
+        """Why the result is weak evidence, in a few words that belong right beside the class; None where it is not."""
+        read = len(self.table) - len(self.read_errors)
+        reasons = [
+            "no patch with enough lesion" if self.fallback is not None else "",
+            f"only {read} patch{'es' if read > 1 else ''}" if read < FEW_PATCHES else "",
+        ]
+        return ", ".join(filter(None, reasons)) or None
+
+    @property
     def lesion_area_mm2(self) -> float:
         """Area of the lesion mask in mm²."""
         return self._area_mm2(self.lesion_mask)
@@ -157,6 +169,7 @@ class Prediction:
                 "intended_use": self.intended_use,
             },
             "predicted": self.predicted,
+            "weak_evidence": self.weak,
             "probabilities": {c: float(p) for c, p in zip(self.classes, self.probabilities, strict=True)},
             "scales": scales,
             "region": None if self.region is None else multipolygon(self.region),

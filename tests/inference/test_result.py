@@ -15,9 +15,10 @@ from PIL import Image
 from napari_msamil.errors import MsamilError, ResultExistsError
 from napari_msamil.inference import result
 from napari_msamil.inference.classify import classify
-from napari_msamil.inference.overview import _foot
+from napari_msamil.inference.overview import _WARN, _foot, draw_overview
 from napari_msamil.inference.prediction import Prediction
 from napari_msamil.inference.result import write_result
+from napari_msamil.slide.slide import open_slide
 
 
 @pytest.fixture(scope="module")
@@ -114,3 +115,32 @@ def test_the_overview_tells_every_note_and_what_the_model_is_for(prediction: Pre
     for part in ("Note: took all.", "Note: one thing.", "another", "Intended use: To look at."):
         assert part in text
     assert max(map(len, lines)) < 100
+
+
+def test_a_result_on_a_fallback_or_on_few_patches_is_weak_evidence_beside_the_class(prediction: Prediction) -> None:
+    strong = replace(prediction, fallback=None)
+    assert strong.weak is None
+    assert strong.summary()["weak_evidence"] is None
+    none = replace(prediction, fallback="took all")
+    assert none.weak == none.summary()["weak_evidence"] == "no patch with enough lesion"
+    few = replace(strong, table=prediction.table.take(np.arange(10)), attention=prediction.attention[:10])
+    assert few.weak is None
+    assert replace(few, read_errors={3: "broken tile"}).weak == "only 9 patches"
+    assert replace(few, fallback="", read_errors=dict.fromkeys(range(9), "")).weak == (
+        "no patch with enough lesion, only 1 patch"
+    )
+    keys = list(strong.summary())
+    assert keys.index("weak_evidence") == keys.index("predicted") + 1
+    with open_slide(prediction.slide_path) as slide:
+        for told, marked in ((strong, False), (none, True)):
+            page = np.asarray(draw_overview(told, slide))
+            assert (page[:40] == _WARN).all(axis=-1).any() == marked, "the headline says it"
+
+
+def test_a_long_name_is_cut_and_never_the_class_or_its_caveat(prediction: Prediction) -> None:
+    long = replace(prediction, slide_path=Path("name-" * 60 + ".tif"), fallback="took all")
+    with open_slide(prediction.slide_path) as slide:
+        short_page, page = draw_overview(replace(prediction, fallback="took all"), slide), draw_overview(long, slide)
+    marked = [np.flatnonzero((np.asarray(p)[:40] == _WARN).all(axis=-1).any(axis=0)) for p in (short_page, page)]
+    assert marked[1].max() < page.width - 1
+    assert np.ptp(marked[1]) == pytest.approx(np.ptp(marked[0]), abs=2)
