@@ -15,7 +15,7 @@ from PIL import Image
 from napari_msamil.errors import MsamilError, ResultExistsError
 from napari_msamil.inference import result
 from napari_msamil.inference.classify import classify
-from napari_msamil.inference.overview import _WARN, _foot, draw_overview
+from napari_msamil.inference.overview import _WARN, _font, _foot, _no_lesion, draw_overview, round_length
 from napari_msamil.inference.prediction import Prediction
 from napari_msamil.inference.result import write_result
 from napari_msamil.slide.slide import open_slide
@@ -144,3 +144,39 @@ def test_a_long_name_is_cut_and_never_the_class_or_its_caveat(prediction: Predic
     marked = [np.flatnonzero((np.asarray(p)[:40] == _WARN).all(axis=-1).any(axis=0)) for p in (short_page, page)]
     assert marked[1].max() < page.width - 1
     assert np.ptp(marked[1]) == pytest.approx(np.ptp(marked[0]), abs=2)
+
+
+@pytest.mark.parametrize(
+    ("lesion", "said"),
+    [((), "No lesion above threshold"), ((slice(60, 61),) * 2, "Lesion too small to be seen here"), ((...,), "")],
+)
+def test_the_lesion_panel_says_why_it_shows_no_lesion(
+    prediction: Prediction, lesion: tuple[object, ...], said: str
+) -> None:
+    mask = np.zeros((1024, 1024), np.uint8)
+    if lesion:
+        mask[lesion] = 1
+    told = replace(prediction, lesion_mask=mask, fallback=None)
+    assert _no_lesion(told, (440, 330)) == said
+    with open_slide(prediction.slide_path) as slide:
+        panel = np.asarray(draw_overview(told, slide))[:, 16 + 440 + 16 : 2 * (16 + 440)]
+    assert (panel == _WARN).all(axis=-1).any() == bool(said)
+
+
+@pytest.mark.parametrize(("mpp", "um"), [(1.0, 200), (0.25, 100), (10.0, 2000), (0.13, 50)])
+def test_the_scale_bar_is_as_long_as_it_says(prediction: Prediction, mpp: float, um: int) -> None:
+    told = replace(prediction, mpp=(mpp, 2 * mpp))
+    with open_slide(prediction.slide_path) as slide:
+        page = np.asarray(draw_overview(told, slide))
+    below = 84 + 26 * 2 + 24 + 330  # the panels' lower edge
+    bar = (page[below - 14, 16 : 16 + 440] == (30, 30, 34)).all(axis=-1)
+    assert bar.sum() == np.ptp(np.flatnonzero(bar)) + 1 == round(um / (1200 * mpp / 440))
+
+
+def test_round_lengths_are_1_2_or_5_times_a_power_of_ten() -> None:
+    assert [round_length(v) for v in (1, 1.99, 2, 4.9, 5, 9.99, 10, 0.3, 12345)] == [1, 1, 2, 2, 5, 5, 10, 0.2, 10000]
+
+
+def test_names_beyond_ascii_are_written_with_their_letters() -> None:
+    nothing = bytes(_font(14).getmask("\uffff"))
+    assert [c for c in "µ²äéøñß" if bytes(_font(14).getmask(c)) == nothing] == []
