@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from contextlib import closing
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -125,6 +126,7 @@ def classify_steps(request: Request) -> Generator[Progress, None, Prediction]:
     clock = _Clock()
     yield Progress("open", 0, 1)
     with open_slide(request.slide, request.mpp) as slide:
+        file = slide.path.stat()
         if slide.mpp is None:
             why = " ".join(slide.warnings) or f"{slide.name} does not say how many µm a pixel measures."
             raise MissingMppError(f"{why} Give it: --mpp on the command line, the field 'µm per pixel' in napari.")
@@ -153,7 +155,10 @@ def classify_steps(request: Request) -> Generator[Progress, None, Prediction]:
             lesion, tissue = lesion & inside, tissue & inside
         clock.lap("aggregate")
         return Prediction(
+            created=_iso(time.time()),
             slide_path=Path(request.slide),
+            slide_bytes=file.st_size,
+            slide_modified=_iso(file.st_mtime),
             slide_size=size,
             mpp=slide.mpp,
             mpp_source=slide.mpp_source,
@@ -275,6 +280,11 @@ class _Clock:
 
     def report(self) -> dict[str, float]:
         return {**self._seconds, "total": time.perf_counter() - self._start}
+
+
+def _iso(seconds: float) -> str:
+    """A time since 1970 as UTC in ISO 8601, to the second."""
+    return datetime.fromtimestamp(int(seconds), UTC).isoformat()
 
 
 def _versions() -> dict[str, str]:

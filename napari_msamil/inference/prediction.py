@@ -40,7 +40,10 @@ class Prediction:
     """One slide, classified and explained.
 
     Attributes:
+        created: when the classification ended, UTC, ISO 8601 to the second.
         slide_path: the slide file.
+        slide_bytes, slide_modified: the file's size and when it was last written (as `created`): enough to notice that
+            it is another file by now, without reading gigabytes.
         slide_size: level-0 px, (width, height).
         mpp: µm per level-0 px, (x, y).
         mpp_source: "explicit" or "metadata".
@@ -61,7 +64,10 @@ class Prediction:
         versions: library versions.
     """
 
+    created: str
     slide_path: Path
+    slide_bytes: int
+    slide_modified: str
     slide_size: tuple[int, int]
     mpp: tuple[float, float]
     mpp_source: str
@@ -150,8 +156,11 @@ class Prediction:
             })  # fmt: skip
         return {
             "notice": RESEARCH_USE,
+            "created": self.created,
             "slide": {
                 "name": self.slide_path.name,
+                "file_bytes": self.slide_bytes,
+                "file_modified": self.slide_modified,
                 "width_px": self.slide_size[0],
                 "height_px": self.slide_size[1],
                 "mpp_x": self.mpp[0],
