@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from napari_msamil.inference.prediction import Prediction
 
 OFF = "Off"
+AMBER, FAINT = "#f0a83a", "#a0a4ac"
 
 
 class ResultView(QWidget):
@@ -47,6 +48,9 @@ class ResultView(QWidget):
         font.setPointSizeF(font.pointSizeF() * 1.35)
         font.setBold(True)
         self.headline.setFont(font)
+        self.weak = QLabel()
+        self.weak.setWordWrap(True)
+        self.weak.setStyleSheet(f"color: {AMBER}; font-weight: bold;")
         self.notice = QLabel()
         self.notice.setWordWrap(True)
         self.warning = QLabel()
@@ -91,6 +95,7 @@ class ResultView(QWidget):
         column.setContentsMargins(0, 0, 0, 0)
         column.addWidget(heading("5  Result"))
         column.addWidget(self.headline)
+        column.addWidget(self.weak)
         column.addLayout(self.bars)
         column.addWidget(self.notice)
         column.addWidget(self.warning)
@@ -146,6 +151,9 @@ class ResultView(QWidget):
         """Fill in a result; `scale`, `values` and `opacity` say how its maps are shown now."""
         best = float(prediction.probabilities.max())
         self.headline.setText(f"{prediction.predicted}  {percent(best)}")
+        self.headline.setStyleSheet(f"color: {FAINT}; font-weight: normal;" if prediction.weak else "")
+        self.weak.setText(f"⚠ Weak evidence: {prediction.weak}")
+        self.weak.setVisible(bool(prediction.weak))
         self.notice.setText(f"Model: {prediction.model_name}\n{RESEARCH_USE}")
         self._fill_bars(prediction)
         with self.scale.changed.blocked(), self.values.changed.blocked(), self.opacity.changed.blocked():

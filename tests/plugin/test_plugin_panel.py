@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Generator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -565,6 +566,22 @@ def test_values_and_opacity_change_all_maps(panel: Any, viewer: Any, slide_file:
     maps = [a for a in viewer.layers if slides.tag(a).get("role") == "heatmap"]
     assert {tuple(a.contrast_limits) for a in maps} == {(0.0, 4.0)}
     assert [a.opacity for a in maps] == pytest.approx([0.25] * 3)
+
+
+def test_weak_evidence_stands_right_below_the_class(
+    panel: Any, slide_file: Path, qtbot: Any
+) -> None:
+    layer = panel.open_slide(slide_file)
+    run(panel, qtbot)
+    prediction = panel.result_of(layer)
+    assert prediction.weak is None
+    assert panel.result_view.weak.isHidden()
+    panel.results.add(layer, replace(prediction, fallback="took the 16 with the largest share of lesion"))
+    panel.results.refresh()
+    assert not panel.result_view.weak.isHidden()
+    assert panel.result_view.weak.text() == "⚠ Weak evidence: no patch with enough lesion"
+    top, below = panel.result_view.headline.geometry(), panel.result_view.weak.geometry()
+    assert top.bottom() < below.top() < panel.result_view.notice.geometry().top()
 
 
 def test_the_colours_are_explained_as_they_are(panel: Any, viewer: Any, slide_file: Path, qtbot: Any) -> None:
