@@ -568,9 +568,7 @@ def test_values_and_opacity_change_all_maps(panel: Any, viewer: Any, slide_file:
     assert [a.opacity for a in maps] == pytest.approx([0.25] * 3)
 
 
-def test_weak_evidence_stands_right_below_the_class(
-    panel: Any, slide_file: Path, qtbot: Any
-) -> None:
+def test_weak_evidence_stands_right_below_the_class(panel: Any, slide_file: Path, qtbot: Any) -> None:
     layer = panel.open_slide(slide_file)
     run(panel, qtbot)
     prediction = panel.result_of(layer)
