@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from napari_msamil import __version__
+from napari_msamil.cli_model import model_app
 from napari_msamil.cli_training import cohort_app, train
 from napari_msamil.errors import MsamilError, ResultExistsError, UnreadablePatchesError
 
@@ -27,7 +28,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     add_completion=False,
 )
-model_app = typer.Typer(help="Look into model files.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(model_app, name="model")
 app.add_typer(cohort_app, name="cohort")
 app.command()(train)
@@ -294,26 +294,6 @@ def view(
     command += ["--mpp", str(mpp)] if mpp else []
     command += ["--run"] if run else []
     raise typer.Exit(subprocess.run(command, check=False).returncode)
-
-
-@model_app.command("show")
-def show(file: Annotated[str, typer.Argument(help='Model file, or "demo".')]) -> None:
-    """Print a model's card: classes, scales, training data and figures, intended use."""
-    from napari_msamil.inference.classify import open_model
-
-    model = open_model(file)
-    print(model.card.model_dump_json(indent=2))
-    print(f"sha256 {model.sha256}")
-
-
-@model_app.command("verify")
-def verify(file: Annotated[str, typer.Argument(help='Model file, or "demo".')]) -> None:
-    """Check that a model file is whole, unchanged and loads; says so in one line."""
-    from napari_msamil.inference.classify import open_model
-
-    model = open_model(file)
-    count = sum(p.numel() for p in model.parameters())
-    print(f"{file}: a whole and unchanged {model.card.method} model with {count:,} parameters")
 
 
 if __name__ == "__main__":

@@ -139,8 +139,35 @@ def test_two_slides_with_one_result_folder_are_wrong_usage(tmp_path: Path) -> No
 
 
 def test_model_show_and_verify_know_a_good_file(model_file: Path) -> None:
-    assert '"malignant"' in runner.invoke(app, ["model", "show", str(model_file)]).stdout
+    shown = runner.invoke(app, ["model", "show", str(model_file)]).stdout
+    assert "benign, malignant" in shown
     assert "whole and unchanged" in runner.invoke(app, ["model", "verify", str(model_file)]).stdout
+
+
+def test_model_show_is_a_short_summary_and_with_json_the_whole_card() -> None:
+    shown = " ".join(runner.invoke(app, ["model", "show", "demo"]).stdout.split())
+    for part in (
+        "demo: colon, adenocarcinoma or not method msamil, preset demo",
+        "classes no adenocarcinoma, adenocarcinoma scales 10x, 5x, 2.5x (1, 2, 4 µm per pixel)",
+        "224 x 224 px at every scale, read where more than 70% is lesion",
+        "lesion neoplasia",
+        "trained on EBHI-Seg",
+        "AUC 95% interval 0.9656 to 1;",
+        "intended use Shows the program at work",
+        "licence CC BY 4.0",
+        "attribution EBHI-Seg: Shi L.",
+    ):
+        assert part in shown
+    assert "sigmoid" not in shown
+    card = json.loads(runner.invoke(app, ["model", "show", "demo", "--json"]).stdout)
+    assert card["aggregator"]["gate"] == "sigmoid"
+    assert card["sha256"] in shown
+
+
+def test_what_a_card_does_not_state_is_said_to_be_missing(model_file: Path) -> None:
+    lines = runner.invoke(app, ["model", "show", str(model_file)]).stdout.splitlines()
+    missing = [line.split("  ")[1].strip() for line in lines if line.endswith("not stated")]
+    assert missing == ["trained on", "figures", "licence", "attribution"]
 
 
 def test_a_file_that_is_no_slide_opens_no_window(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
