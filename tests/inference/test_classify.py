@@ -237,7 +237,7 @@ def test_a_region_may_be_a_file(slide_file: Path, model_file: Path, tmp_path: Pa
 def test_a_slide_without_mpp_is_refused_until_it_is_given(tmp_path: Path, model_file: Path) -> None:
     path = tmp_path / "no-mpp.tif"
     tifffile.imwrite(path, np.full((256, 256, 3), 120, np.uint8), tile=(256, 256), photometric="rgb")
-    with pytest.raises(MissingMppError, match=r"no-mpp\.tif.*--mpp"):
+    with pytest.raises(MissingMppError, match=r"no-mpp\.tif does not say its µm per pixel\. Give"):
         classify(path, model_file)
     prediction = classify(path, model_file, mpp=1.0)
     assert prediction.mpp_source == "explicit"
@@ -252,8 +252,10 @@ def test_a_result_that_rests_on_few_patches_says_so(slide_file: Path, model_file
 def test_a_slide_of_glass_says_that_there_is_nothing_to_classify(tmp_path: Path, model_file: Path) -> None:
     path = tmp_path / "glass.tif"
     tifffile.imwrite(path, np.full((512, 512, 3), 243, np.uint8), tile=(256, 256), photometric="rgb")
-    with pytest.raises(MsamilError, match=r"glass\.tif.*nothing to classify"):
+    with pytest.raises(MsamilError, match=r"glass\.tif.*nothing to classify\. Check that it shows tissue"):
         classify(path, model_file, mpp=1.0)
+    with pytest.raises(MsamilError, match=r"glass\.tif: the slide is too small.* 51 x 51 µm, the smallest patches 64"):
+        classify(path, model_file, mpp=0.1)
 
 
 def _break_some_patches(monkeypatch: pytest.MonkeyPatch) -> None:
