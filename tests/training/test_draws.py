@@ -1,6 +1,5 @@
 """What a step of the end-to-end stage draws: the same pixels in both passes, read again only where they are many."""
 
-
 import numpy as np
 import pytest
 import torch
