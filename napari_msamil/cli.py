@@ -7,6 +7,8 @@ import logging
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,8 +16,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from napari_msamil import __version__
+from napari_msamil.cli_model import model_app
 from napari_msamil.cli_training import cohort_app, train
-from napari_msamil.errors import MsamilError, ResultExistsError, UnreadablePatchesError
+from napari_msamil.errors import MissingMppError, MsamilError, ResultExistsError, UnreadablePatchesError
 
 if TYPE_CHECKING:
     from napari_msamil.inference.prediction import Prediction
@@ -27,7 +30,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     add_completion=False,
 )
-model_app = typer.Typer(help="Look into model files.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(model_app, name="model")
 app.add_typer(cohort_app, name="cohort")
 app.command()(train)
@@ -42,11 +44,13 @@ class DeviceName(StrEnum):
     MPS = "mps"
 
 
-Mpp = Annotated[
-    float | None,
-    typer.Option(help="µm per pixel of the full resolution; used for every slide, whatever it says itself.", min=0.001),
+_MPP = "µm per pixel of the full resolution, where the file does not state it or states it wrongly"
+Mpp = Annotated[float | None, typer.Option(metavar="X", help=f"{_MPP}.", min=0.001)]
+EveryMpp = Annotated[
+    float | None, typer.Option(metavar="X", help=f"{_MPP}; one number for all slides given.", min=0.001)
 ]
-ModelName = Annotated[str, typer.Option(help='"demo" or a model file (.safetensors).')]
+SlideFile = Annotated[Path, typer.Argument(metavar="SLIDE", help="Slide file.")]
+ModelName = Annotated[str, typer.Option(metavar="demo|FILE", help='"demo" or a model file (.safetensors).')]
 
 
 def main() -> None:
@@ -73,7 +77,7 @@ def _root(
 
 @app.command()
 def info(
-    slide: Annotated[Path, typer.Argument(help="Slide file.")],
+    slide: SlideFile,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     mpp: Mpp = None,
 ) -> None:
@@ -117,38 +121,45 @@ def info(
 
 @app.command()
 def classify(
-    slides: Annotated[list[Path], typer.Argument(help="Slide files.")],
-    out: Annotated[Path, typer.Option(help="Folder for the results, one subfolder per slide.")],
+    # Hidden from the list of arguments only, where typer would call it <list[Path]>; the usage line shows it.
+    slides: Annotated[list[Path], typer.Argument(metavar="SLIDE", hidden=True)],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the results, one subfolder per slide.")],
     model: ModelName = "demo",
-    mpp: Mpp = None,
+    mpp: EveryMpp = None,
     device: Annotated[DeviceName, typer.Option(help="Where to compute.")] = DeviceName.AUTO,
     region: Annotated[
         Path | None,
-        typer.Option(help="GeoJSON with polygons in full-resolution pixels: look only there.", exists=True),
+        typer.Option(
+            metavar="FILE", help="GeoJSON with polygons in full-resolution pixels: look only there.", exists=True
+        ),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace earlier results.")] = False,
     max_read_errors: Annotated[
-        float, typer.Option(help="Share of unreadable patches that is accepted, 0 to 1.", min=0, max=1)
+        float, typer.Option(metavar="SHARE", help="Share of unreadable patches that is accepted, 0 to 1.", min=0, max=1)
     ] = 0.0,
 ) -> None:
-    """Classify slides and write class probabilities, lesion mask and attention maps. Research use only."""
-    from napari_msamil.inference.classify import Request
+    """Classify slide files; write class probabilities, lesion mask and attention maps of each. Research use only."""
+    from napari_msamil.inference.classify import Request, open_model
     from napari_msamil.inference.engine import choose_device
     from napari_msamil.inference.geojson import read_polygons
 
     _refuse_same_names(slides)
-    polygons = read_polygons(region) if region else None
-    if model != "demo" and not Path(model).is_file():
-        raise MsamilError(f'There is no model file {model}: check the path, or use "demo".')
-    if device not in (DeviceName.AUTO, DeviceName.CPU):  # which are always there; asking takes seconds
-        choose_device(device.value)
+    with _value_of("--region"):
+        polygons = read_polygons(region) if region else None
+    with _value_of("--model"):
+        loaded = open_model(model)
+    if device not in (DeviceName.AUTO, DeviceName.CPU):  # which are always there
+        with _value_of("--device"):
+            choose_device(device.value)
     failed: list[tuple[Path, str]] = []
     for slide in slides:
-        request = Request(slide, model, mpp, device.value, polygons, max_read_errors=max_read_errors)
+        request = Request(slide, loaded, mpp, device.value, polygons, max_read_errors=max_read_errors)
         try:
             _classify_one(request, out, overwrite=overwrite)
+        except MissingMppError as error:
+            failed.append((slide, _by_option(error, "--mpp")))
         except ResultExistsError as error:
-            failed.append((slide, f"{error} (--out, --overwrite)"))
+            failed.append((slide, _by_option(error, "--out, --overwrite")))
         except UnreadablePatchesError as error:
             failed.append((slide, f"{error} Or accept a share of unreadable patches: --max-read-errors."))
         except MsamilError as error:
@@ -163,12 +174,26 @@ def classify(
         raise typer.Exit(1)
 
 
+def _by_option(error: MsamilError, options: str) -> str:
+    """The library's remedy, and the options that are its name here."""
+    return f"{str(error).removesuffix('.')} ({options})."
+
+
 def _failure(slide: Path, reason: str) -> str:
     """A slide's path and why it failed; most reasons begin with its name, and it is not said twice."""
-    for name in (str(slide), slide.name):
+    for name in (str(slide), str(slide.absolute()), slide.name):
         if reason.startswith((f"{name}: ", f"{name} ")):
             return f"{slide}{reason[len(name) :]}"
     return f"{slide}: {reason}"
+
+
+@contextmanager
+def _value_of(option: str) -> Iterator[None]:
+    """Call a value that cannot be used wrong usage: exit status 2, before any slide is looked at."""
+    try:
+        yield
+    except MsamilError as error:
+        raise typer.BadParameter(str(error), param_hint=option) from error
 
 
 def _refuse_same_names(slides: list[Path]) -> None:
@@ -178,7 +203,7 @@ def _refuse_same_names(slides: list[Path]) -> None:
             raise typer.BadParameter(
                 f"{seen[slide.stem]} and {slide} would write to the same result folder {slide.stem!r}: "
                 "run them with different --out.",
-                param_hint="SLIDES",
+                param_hint="SLIDE",
             )
         seen[slide.stem] = slide
 
@@ -203,7 +228,8 @@ def _classify_one(request: Any, out: Path, *, overwrite: bool) -> Prediction:
     counts = ", ".join(
         f"{int((prediction.table.scale == i).sum())} at {s.name}" for i, s in enumerate(prediction.table.scales)
     )
-    print(f"{request.slide.name}: {prediction.headline} - research use only")
+    weak = f", weak evidence: {prediction.weak}" if prediction.weak else ""
+    print(f"{request.slide.name}: {prediction.headline}{weak} - research use only")
     for name, p in zip(prediction.classes, prediction.probabilities, strict=True):
         print(f"  {percent(float(p)):>8}  {name}")
     if prediction.how_to_read:
@@ -244,7 +270,9 @@ class _ProgressLine:
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder for the sample slide and its result.")] = Path("demo"),
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the sample slide and its result.")] = Path(
+        "demo"
+    ),
     no_viewer: Annotated[bool, typer.Option("--no-viewer", help="Do not open napari.")] = False,
 ) -> None:
     """Make a synthetic slide, classify it, write the result and, where there is a display, open napari with it."""
@@ -276,7 +304,7 @@ def _no_viewer_reason() -> str | None:
 
 @app.command("view")
 def view(
-    slide: Annotated[Path, typer.Argument(help="Slide file.")],
+    slide: SlideFile,
     mpp: Mpp = None,
     run: Annotated[bool, typer.Option("--run", help="Classify at once.")] = False,
     model: ModelName = "demo",
@@ -294,26 +322,6 @@ def view(
     command += ["--mpp", str(mpp)] if mpp else []
     command += ["--run"] if run else []
     raise typer.Exit(subprocess.run(command, check=False).returncode)
-
-
-@model_app.command("show")
-def show(file: Annotated[str, typer.Argument(help='Model file, or "demo".')]) -> None:
-    """Print a model's card: classes, scales, training data and figures, intended use."""
-    from napari_msamil.inference.classify import open_model
-
-    model = open_model(file)
-    print(model.card.model_dump_json(indent=2))
-    print(f"sha256 {model.sha256}")
-
-
-@model_app.command("verify")
-def verify(file: Annotated[str, typer.Argument(help='Model file, or "demo".')]) -> None:
-    """Check that a model file is whole, unchanged and loads; says so in one line."""
-    from napari_msamil.inference.classify import open_model
-
-    model = open_model(file)
-    count = sum(p.numel() for p in model.parameters())
-    print(f"{file}: a whole and unchanged {model.card.method} model with {count:,} parameters")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from napari_msamil import __version__
 from napari_msamil.cli import app
 from napari_msamil.errors import MsamilError
-from napari_msamil.models.card import OnEmpty, preset_card
+from napari_msamil.models.card import OnEmpty, Thresholds, preset_card
 from napari_msamil.models.model import build_model, save_model
 
 runner = CliRunner()
@@ -58,6 +58,19 @@ def test_classify_writes_a_folder_per_slide_and_exits_0(slides: list[Path], mode
     assert done.exit_code == 0, done.output
     assert sorted(p.name for p in out.iterdir()) == ["Präparat 二", "one"]
     assert "research use only" in done.stdout
+
+
+def test_weak_evidence_is_said_on_the_line_of_the_class(slides: list[Path], tmp_path: Path) -> None:
+    card = preset_card("demo", classes=["benign", "malignant"], patch_px=64, thumbnail_px=128)
+    headlines = []
+    for lowest in (0.0, 1.0):  # a probability above which a pixel is lesion: all of them, none of them
+        limits = Thresholds(lesion_probability=lowest)
+        model = tmp_path / f"{lowest}.safetensors"
+        save_model(build_model(card.model_copy(update={"thresholds": limits}), seed=1), model)
+        given = ["classify", str(slides[0]), "--out", str(tmp_path / f"{lowest}"), "--model", str(model)]
+        headlines.append(runner.invoke(app, given).stdout.splitlines()[0])
+    assert "weak evidence" not in headlines[0]
+    assert headlines[1].endswith("%), weak evidence: no patch with enough lesion - research use only")
 
 
 def test_one_bad_slide_stops_nothing_and_is_listed_last_with_its_reason(
@@ -126,8 +139,35 @@ def test_two_slides_with_one_result_folder_are_wrong_usage(tmp_path: Path) -> No
 
 
 def test_model_show_and_verify_know_a_good_file(model_file: Path) -> None:
-    assert '"malignant"' in runner.invoke(app, ["model", "show", str(model_file)]).stdout
+    shown = runner.invoke(app, ["model", "show", str(model_file)]).stdout
+    assert "benign, malignant" in shown
     assert "whole and unchanged" in runner.invoke(app, ["model", "verify", str(model_file)]).stdout
+
+
+def test_model_show_is_a_short_summary_and_with_json_the_whole_card() -> None:
+    shown = " ".join(runner.invoke(app, ["model", "show", "demo"]).stdout.split())
+    for part in (
+        "demo: colon, adenocarcinoma or not method msamil, preset demo",
+        "classes no adenocarcinoma, adenocarcinoma scales 10x, 5x, 2.5x (1, 2, 4 µm per pixel)",
+        "224 x 224 px at every scale, read where more than 70% is lesion",
+        "lesion neoplasia",
+        "trained on EBHI-Seg",
+        "AUC 95% interval 0.9656 to 1;",
+        "intended use Shows the program at work",
+        "licence CC BY 4.0",
+        "attribution EBHI-Seg: Shi L.",
+    ):
+        assert part in shown
+    assert "sigmoid" not in shown
+    card = json.loads(runner.invoke(app, ["model", "show", "demo", "--json"]).stdout)
+    assert card["aggregator"]["gate"] == "sigmoid"
+    assert card["sha256"] in shown
+
+
+def test_what_a_card_does_not_state_is_said_to_be_missing(model_file: Path) -> None:
+    lines = runner.invoke(app, ["model", "show", str(model_file)]).stdout.splitlines()
+    missing = [line.split("  ")[1].strip() for line in lines if line.endswith("not stated")]
+    assert missing == ["trained on", "figures", "licence", "attribution"]
 
 
 def test_a_file_that_is_no_slide_opens_no_window(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,15 +180,98 @@ def test_a_file_that_is_no_slide_opens_no_window(tmp_path: Path, monkeypatch: py
     assert "gone.svs" in str(done.exception)
 
 
-def test_a_missing_model_or_device_is_said_before_any_slide_is_opened(slides: list[Path], tmp_path: Path) -> None:
-    command = ["classify", *map(str, slides), "--out", str(tmp_path / "out")]
-    done = runner.invoke(app, [*command, "--model", str(tmp_path / "gone.safetensors")])
-    assert "There is no model file" in str(done.exception)
-    done = runner.invoke(app, [*command, "--region", str(tmp_path / "gone.geojson")])
-    assert done.exit_code == 2
+def test_a_model_region_or_device_that_cannot_be_used_is_wrong_usage_before_any_slide_is_looked_at(
+    slides: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from napari_msamil import cli
+
+    monkeypatch.setattr(cli, "_classify_one", lambda *given, **named: pytest.fail("a slide was looked at"))
+    (tmp_path / "bad.safetensors").write_text("no model")
+    (tmp_path / "point.geojson").write_text('{"type": "Point", "coordinates": [1, 2]}')
+    wrong = {
+        "bad.safetensors is not a model file": ["--model", str(tmp_path / "bad.safetensors")],
+        "There is no model file": ["--model", str(tmp_path / "gone.safetensors")],
+        "holds no polygon": ["--region", str(tmp_path / "point.geojson")],
+        "does not exist": ["--region", str(tmp_path / "gone.geojson")],
+    }
     if not torch.cuda.is_available():
-        done = runner.invoke(app, [*command, "--device", "cuda"])
-        assert str(done.exception).startswith("Device 'cuda' cannot be used")
+        wrong["Device 'cuda' cannot be used"] = ["--device", "cuda"]
+    for reason, option in wrong.items():
+        done = runner.invoke(app, ["classify", *map(str, slides), "--out", str(tmp_path / "out"), *option])
+        assert done.exit_code == 2
+        last = done.stderr.strip().splitlines()[-1]
+        assert reason in last
+        assert option[0] in last
+        assert last.count(option[1]) == 1
+
+
+def test_several_slides_load_the_model_once(
+    slides: list[Path], model_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from napari_msamil.models import model
+
+    loaded: list[Path] = []
+    load = model.load_model
+    monkeypatch.setattr(model, "load_model", lambda path: (loaded.append(path), load(path))[1])
+    done = runner.invoke(
+        app, ["classify", *map(str, slides), "--out", str(tmp_path / "out"), "--model", str(model_file)]
+    )
+    assert done.exit_code == 0, done.output
+    assert loaded == [model_file]
+    facts = [json.loads(file.read_text(encoding="utf-8")) for file in (tmp_path / "out").glob("*/prediction.json")]
+    assert {f["model"]["sha256"] for f in facts} == {load(model_file).sha256}
+
+
+def test_a_slide_given_by_a_relative_path_is_named_once_and_as_given(
+    model_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder.svs").mkdir()
+    given = ["gone.svs", "folder.svs"]
+    done = runner.invoke(app, ["classify", *given, "--out", "out", "--model", str(model_file)])
+    assert done.stderr.splitlines()[-2:] == [
+        "  gone.svs does not exist; check the path.",
+        "  folder.svs is a folder, not a slide; give the file itself.",
+    ]
+
+
+def test_a_slide_without_a_usable_pixel_size_says_so_once_and_how_to_give_it(model_file: Path, tmp_path: Path) -> None:
+    wrong, none = tmp_path / "dpi.tif", tmp_path / "none.tif"
+    pixels = np.full((256, 256, 3), 120, np.uint8)
+    tags = {"resolution": (72, 72), "resolutionunit": "INCH", "extratags": [(274, "H", 1, 3, True)]}
+    tifffile.imwrite(wrong, pixels, tile=(256, 256), photometric="rgb", **tags)
+    tifffile.imwrite(none, pixels, tile=(256, 256), photometric="rgb")
+    done = runner.invoke(
+        app, ["classify", str(wrong), str(none), "--out", str(tmp_path / "o"), "--model", str(model_file)]
+    )
+    states = "states 352.778 µm per pixel, outside 0.05 to 20; it counts as missing"
+    assert done.stderr.splitlines()[-2:] == [
+        f"  {wrong} {states}. Give the true value (--mpp).",
+        f"  {none} does not say its µm per pixel. Give the true value (--mpp).",
+    ]
+
+
+def test_help_speaks_of_slides_and_numbers_not_of_types() -> None:
+    for command in ("classify", "info", "view"):
+        text = runner.invoke(app, [command, "--help"]).stdout
+        assert "list[" not in text
+        assert "float range" not in text
+        assert "SLIDE" in text
+        assert "where the file does not state it" in " ".join(text.split())
+
+
+@pytest.mark.data
+def test_every_bad_input_is_refused_in_one_line_that_names_it_once(
+    test_data: Path, model_file: Path, tmp_path: Path
+) -> None:
+    files = sorted((test_data / "bad-inputs").iterdir())
+    given = ["classify", *map(str, files), "--out", str(tmp_path / "out"), "--model", str(model_file)]
+    lines = runner.invoke(app, given).stderr.split("slides failed:\n")[1].splitlines()
+    assert 15 < len(lines) <= len(files)
+    for line in lines:
+        assert sum(line.count(file.name) for file in files) == 1, line
+        words = ("check", "copy", "export", "give the", "convert", "slides are")
+        assert any(word in line.lower() for word in words), f"no remedy in {line}"
 
 
 def test_a_table_of_slides_is_checked(slides: list[Path], tmp_path: Path) -> None:

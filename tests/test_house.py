@@ -21,7 +21,8 @@ MAY_IMPORT = {
     "inference": {"errors", "slide", "patches", "models", "resources"},
     "plugin": {"errors", "slide", "patches", "models", "inference", "resources"},
     "training": {"errors", "slide", "patches", "models", "inference", "resources"},
-    "cli": {"errors", "slide", "inference", "cli_training"},
+    "cli": {"errors", "slide", "inference", "cli_model", "cli_training"},
+    "cli_model": {"patches", "models", "inference"},
     "cli_training": {"training"},
 }
 GUI = {"napari", "qtpy", "magicgui", "superqt", "PyQt5", "PyQt6", "PySide6", "vispy"}

@@ -24,6 +24,7 @@ from .labels import sampling_groups
 from .segmentation import Thumbnail
 from .slides import SlideStore, pieces, tensor_of, turned
 
+_KEPT_BYTES = 64 * 2**20
 HELD = -1
 """Step number of the validation slides."""
 
@@ -133,7 +134,23 @@ class PatchStream:
 
     def draw(self, step: int, slot: int) -> Drawn:
         """A slide of a step."""
-        return self._drawn(step, slot, lambda: map(self._take, self._draws.keys(step, slot)))
+        keys = self._draws.keys(step, slot)
+        if self._reads(step, slot) == self._passes:
+            return self._drawn(step, slot, lambda: map(self._take, keys))
+        kept: list[Tensor] = []
+
+        def chunks() -> Iterator[Tensor]:
+            if not kept:
+                kept.extend(map(self._take, keys))
+            return iter(kept)
+
+        return self._drawn(step, slot, chunks)
+
+    def _reads(self, step: int, slot: int) -> int:
+        """How often a slide's patches are read: once, if so few that they can be kept for the other passes."""
+        side, float32 = self._draws.store.card.patch_px, 4
+        held = len(self._draws.choice(step, slot).table) * side * side * 3 * float32
+        return 1 if held <= _KEPT_BYTES else self._passes
 
     def held(self) -> list[Drawn]:
         """The validation slides."""
@@ -163,7 +180,7 @@ class PatchStream:
         for number in count(step):
             for one in mine:
                 if number > step or one >= slot:
-                    for _ in range(self._passes):
+                    for _ in range(self._reads(number, one)):
                         yield from self._draws.keys(number, one)
 
 

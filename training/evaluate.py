@@ -202,10 +202,13 @@ def _finished_card(run: Run, fold: Fold, result: dict[str, Any]) -> Card:
     """The card with what a reader of the file should know."""
     test, cohort = result["test"], run.cohort
     counts = ", ".join(f"{n} {name}" for name, n in class_counts(cohort, fold.training()).items())
+    temperature = result["temperature"]
+    if not cohort.exclusive:
+        temperature = dict(zip(cohort.classes, temperature, strict=True))
     measured = {key: test[key] for key in (*test["intervals"], "ece", "brier")}
     figures = {
         f"test part of fold {fold.number}": measured | {"slides": test["slides"], "intervals": test["intervals"]},
-        "temperature fitted on validation": result["temperature"],
+        "temperature fitted on validation": temperature,
         "chosen by": result["scores"],
         "lesion mask, validation": result["segment"],
         "versions": versions(),

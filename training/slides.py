@@ -26,7 +26,7 @@ from .annotations import read_lesion
 from .cohort import CohortError, CohortSlide
 
 Value = TypeVar("Value")
-_OPEN_SLIDES, _TABLES = 8, 64  # kept at a time in each process
+_OPEN_SLIDES, _TABLES = 8, 256  # kept at a time in each process
 _log = logging.getLogger(__name__)
 
 

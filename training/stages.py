@@ -139,7 +139,7 @@ class Fold:
             freeze=settings.freeze,
             bn_trains=settings.bn == "train",
             label_smoothing=settings.label_smoothing,
-            bf16=self.run.bf16,
+            bf16=self.run.bf16 and settings.precision == "auto",
             resume=True,
             tensorboard=self.run.config.machine.tensorboard,
         )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from contextlib import closing
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,7 @@ from napari_msamil.errors import MissingMppError, MsamilError
 from napari_msamil.inference.candidates import candidate_table, choose_patches
 from napari_msamil.inference.engine import Device, choose_device, tune_allocator
 from napari_msamil.inference.geojson import Polygon, polygon_mask, read_polygons
-from napari_msamil.inference.prediction import Prediction
+from napari_msamil.inference.prediction import FEW_PATCHES, Prediction
 from napari_msamil.patches.grid import PatchTable
 from napari_msamil.patches.select import Selection
 from napari_msamil.slide.slide import Slide, open_slide
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
 
     from napari_msamil.models.model import Model
 
-FEW_PATCHES = 10  # a result that rests on fewer says so
-
 
 @dataclass(frozen=True)
 class Request:
@@ -40,7 +39,7 @@ class Request:
 
     Attributes:
         slide: slide file.
-        model: "demo" or a model file.
+        model: "demo", a model file, or a loaded model, which saves loading it for every slide.
         mpp: µm per level-0 px, one number or (x, y), where the slide does not say, or says it wrongly.
         device: "auto", "cpu", "cuda", "cuda:1" or "mps".
         region: look only inside these polygons (level-0 px); None is the whole slide.
@@ -49,7 +48,7 @@ class Request:
     """
 
     slide: Path
-    model: str | Path = "demo"
+    model: str | Path | Model = "demo"
     mpp: float | tuple[float, float] | None = None
     device: str = "auto"
     region: tuple[Polygon, ...] | None = None
@@ -69,7 +68,7 @@ class Progress:
 
 def classify(
     slide: str | Path,
-    model: str | Path = "demo",
+    model: str | Path | Model = "demo",
     *,
     mpp: float | tuple[float, float] | None = None,
     device: str = "auto",
@@ -80,7 +79,7 @@ def classify(
 
     Args:
         slide: slide file.
-        model: "demo" or a model file.
+        model: "demo", a model file, or a loaded model, which saves loading it for every slide.
         mpp: µm per level-0 px, one number or (x, y), where the slide does not say, or says it wrongly.
         device: "auto", "cpu", "cuda", "cuda:1" or "mps".
         region: look only there: a GeoJSON file, or polygons in level-0 px; None is the whole slide.
@@ -127,9 +126,9 @@ def classify_steps(request: Request) -> Generator[Progress, None, Prediction]:
     clock = _Clock()
     yield Progress("open", 0, 1)
     with open_slide(request.slide, request.mpp) as slide:
+        file = slide.path.stat()
         if slide.mpp is None:
-            why = " ".join(slide.warnings) or f"{slide.name} does not say how many µm a pixel measures."
-            raise MissingMppError(f"{why} Give it: --mpp on the command line, the field 'µm per pixel' in napari.")
+            raise MissingMppError(f"{slide.mpp_missing} Give the true value.")
         model = open_model(request.model)
         device = choose_device(request.device, cpu_precision=model.card.cpu_precision)
         model = model.to(device.name).for_inference(bf16=device.name == "cpu" and device.precision == "bf16")
@@ -155,7 +154,10 @@ def classify_steps(request: Request) -> Generator[Progress, None, Prediction]:
             lesion, tissue = lesion & inside, tissue & inside
         clock.lap("aggregate")
         return Prediction(
+            created=_iso(time.time()),
             slide_path=Path(request.slide),
+            slide_bytes=file.st_size,
+            slide_modified=_iso(file.st_mtime),
             slide_size=size,
             mpp=slide.mpp,
             mpp_source=slide.mpp_source,
@@ -185,22 +187,31 @@ def classify_steps(request: Request) -> Generator[Progress, None, Prediction]:
         )
 
 
-def open_model(model: str | Path) -> Model:
-    """Load a model file for inference, or the bundled one by the name "demo"."""
-    from napari_msamil.models.model import load_model
+def open_model(model: str | Path | Model) -> Model:
+    """Load a model file for inference, or the bundled one by the name "demo"; a loaded model is returned as it is."""
+    tune_allocator()  # before torch starts threads
+    from napari_msamil.models.model import Model, load_model
     from napari_msamil.resources import demo_model_path
 
+    if isinstance(model, Model):
+        return model
     return load_model(demo_model_path() if str(model) == "demo" else Path(model))
 
 
 def _nothing(request: Request, table: PatchTable, selection: Selection) -> str:
     """Why there is no patch to look at, and what helps."""
+    smallest = table.scales[0].patch_px * table.scales[0].mpp
     if request.region is None:
-        return f"{selection.fallback or 'no tissue was found'}; there is nothing to classify."
-    finest = table.scales[0]
+        width, height = (side * mpp for side, mpp in zip(table.slide_size, table.slide_mpp, strict=True))
+        if min(width, height) < smallest:
+            return (
+                f"the slide is too small to classify: it measures {width:.0f} x {height:.0f} µm, the smallest patches "
+                f"{smallest:.0f} µm. Check its µm per pixel."
+            )
+        return f"{selection.fallback}; there is nothing to classify. Check that it shows tissue, and its µm per pixel."
     return (
         f"the region is too small, or holds too little tissue: it does not fill half of any patch, and the smallest "
-        f"patches are {finest.patch_px * finest.mpp:.0f} µm wide. Draw it larger, or on tissue."
+        f"patches are {smallest:.0f} µm wide. Draw it larger, or on tissue."
     )
 
 
@@ -279,6 +290,11 @@ class _Clock:
 
     def report(self) -> dict[str, float]:
         return {**self._seconds, "total": time.perf_counter() - self._start}
+
+
+def _iso(seconds: float) -> str:
+    """A time since 1970 as UTC in ISO 8601, to the second."""
+    return datetime.fromtimestamp(int(seconds), UTC).isoformat()
 
 
 def _versions() -> dict[str, str]:

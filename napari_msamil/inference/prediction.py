@@ -26,6 +26,8 @@ NOT_EXCLUSIVE = (
     "and probabilities need not add up to 100 %."
 )
 RESEARCH_USE = "Research use only. Not for diagnosis."
+FEW_PATCHES = 10
+"""A result that rests on fewer patches is weak evidence, and says so."""
 LESION_RGB = (13, 217, 242)
 """Colour of the lesion wherever it is drawn: cyan, unlike any stain."""
 
@@ -44,7 +46,10 @@ class Prediction:
     """One slide, classified and explained.
 
     Attributes:
+        created: when the classification ended, UTC, ISO 8601 to the second.
         slide_path: the slide file.
+        slide_bytes, slide_modified: the file's size and when it was last written (as `created`): enough to notice that
+            it is another file by now, without reading gigabytes.
         slide_size: level-0 px, (width, height).
         mpp: µm per level-0 px, (x, y).
         mpp_source: "explicit" or "metadata".
@@ -67,7 +72,10 @@ class Prediction:
         versions: library versions.
     """
 
+    created: str
     slide_path: Path
+    slide_bytes: int
+    slide_modified: str
     slide_size: tuple[int, int]
     mpp: tuple[float, float]
     mpp_source: str
@@ -129,6 +137,16 @@ class Prediction:
         return "" if self.exclusive else NOT_EXCLUSIVE
 
     @property
+    def weak(self) -> str | None:
+        """Why the result is weak evidence, in a few words that belong right beside the class; None where it is not."""
+        read = len(self.table) - len(self.read_errors)
+        reasons = [
+            "no patch with enough lesion" if self.fallback is not None else "",
+            f"only {read} patch{'es' if read > 1 else ''}" if read < FEW_PATCHES else "",
+        ]
+        return ", ".join(filter(None, reasons)) or None
+
+    @property
     def lesion_area_mm2(self) -> float:
         """Area of the lesion mask in mm²."""
         return self._area_mm2(self.lesion_mask)
@@ -175,8 +193,11 @@ class Prediction:
             })  # fmt: skip
         return {
             "notice": RESEARCH_USE,
+            "created": self.created,
             "slide": {
                 "name": self.slide_path.name,
+                "file_bytes": self.slide_bytes,
+                "file_modified": self.slide_modified,
                 "width_px": self.slide_size[0],
                 "height_px": self.slide_size[1],
                 "mpp_x": self.mpp[0],
@@ -195,6 +216,7 @@ class Prediction:
                 "intended_use": self.intended_use,
             },
             "predicted": self.predicted,
+            "weak_evidence": self.weak,
             "probabilities": {c: float(p) for c, p in zip(self.classes, self.probabilities, strict=True)},
             "scales": scales,
             "region": None if self.region is None else multipolygon(self.region),

@@ -30,13 +30,6 @@ def fit(viewer: napari.viewer.Viewer, layer: Any) -> None:
         viewer.fit_to_view()
 
 
-def show_colorbar(layer: Any, visible: bool) -> None:
-    """Show or hide the colour bar of an image layer, where napari has one."""
-    bar = getattr(layer, "colorbar", None)
-    if bar is not None:
-        bar.visible = visible
-
-
 def forget_deleted_programs() -> None:
     """Mend vispy: a shader program that is deleted is no longer taken for the one in use.
 

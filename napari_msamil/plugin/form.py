@@ -11,7 +11,7 @@ from qtpy.QtCore import Signal
 from qtpy.QtWidgets import QGridLayout, QHBoxLayout, QLabel, QSizePolicy, QWidget
 
 from napari_msamil.inference.classify import Request
-from napari_msamil.plugin.regions import polygons
+from napari_msamil.plugin.regions import closed, polygons
 from napari_msamil.plugin.slides import TOP, calibrate, mpp_of, slide_layers, slide_of, tag
 
 if TYPE_CHECKING:
@@ -139,6 +139,8 @@ class Form(QWidget):
             return "This file does not say how large a pixel is. Enter the µm per pixel (0.25 at 40x, 0.5 at 20x)."
         if self.model.value == FILE and not self.file.value.is_file():
             return "Choose a model file."
+        if self.region.value is not None and not closed(self.region.value):
+            return f"Draw a closed region on {self.region.value.name!r}, or choose {WHOLE!r} under 3."
         return ""
 
     def request(self) -> Request:

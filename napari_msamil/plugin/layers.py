@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from napari_msamil.plugin.compat import overlay, show_colorbar
+from napari_msamil.plugin.compat import overlay
 from napari_msamil.plugin.slides import HEATMAP, KEY, LESION, TOP, slide_layers, tag
 
 if TYPE_CHECKING:
@@ -291,20 +291,17 @@ def set_values(viewer: napari.viewer.Viewer, slide_id: str, prediction: Predicti
 def mark_view(viewer: napari.viewer.Viewer) -> None:
     """Write on the canvas what a visible heatmap shows and that it is for research; clear it where none is shown.
 
-    The colour bar is that of the heatmap the text is about, and the outlines of the patches with most attention follow
-    the heatmap too.
+    The outlines of the patches with most attention follow the heatmap too.
     """
     _outline_top(viewer)
     shown = [a for a in viewer.layers if tag(a).get("role") in (LESION, HEATMAP) and a.visible]
     maps = [a for a in shown if tag(a)["role"] == HEATMAP]
-    for layer in (a for a in viewer.layers if tag(a).get("role") == HEATMAP):
-        show_colorbar(layer, layer in maps[-1:] and not tag(layer)["empty"])
     lines = [tag(a)["empty"] or f"{tag(a)['scale']}: {VALUE_NAMES[tag(a)['values']]}" for a in maps[-1:]]
     text = overlay(viewer, "text")
     ours = RESEARCH_USE in text.text
     if shown:
         text.text = "\n".join([*lines, RESEARCH_USE])
-        text.position = "bottom_left"
+        text.position = "top_left"  # napari's own messages come up at the bottom
         text.font_size = 9
         text.box = True
         text.visible = True

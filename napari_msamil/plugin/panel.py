@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import napari.layers
 from napari.utils.notifications import show_info
 from qtpy.QtCore import QEvent, Qt, QTimer
 from qtpy.QtWidgets import QScrollArea, QVBoxLayout, QWidget
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    import napari.layers
     import napari.viewer
 
     from napari_msamil.inference.prediction import Prediction
@@ -164,7 +164,6 @@ class MilPanel(QScrollArea):
         run.succeeded.connect(self._on_success)
         run.failed.connect(self._on_failure)
         run.unreadable.connect(self._on_unreadable)
-        run.cancelled.connect(self._on_cancelled)
         self.run_view.begin()
         self._update()
         run.start()
@@ -173,10 +172,11 @@ class MilPanel(QScrollArea):
         self.classify(leave_out_unreadable=True)
 
     def cancel(self) -> None:
-        """Stop the run at its next step; nothing of it is kept."""
+        """Stop the run and keep nothing of it; its thread ends in the background, within a batch."""
         if self._run is not None:
-            self._run.cancel()
-            self.run_view.stopping()
+            self._run.stop()
+            self._end_run()
+            self.run_view.say("Cancelled.")
 
     def _on_success(self, prediction: Prediction) -> None:
         layer = self._run_layer
@@ -195,10 +195,6 @@ class MilPanel(QScrollArea):
         self._end_run()
         self.form.choose(layer)  # the button is about the chosen slide
         self.run_view.say(message, error=True, leave_out=True)
-
-    def _on_cancelled(self) -> None:
-        self._end_run()
-        self.run_view.say("Cancelled.")
 
     def _end_run(self) -> None:
         self._run = None
@@ -227,10 +223,16 @@ class MilPanel(QScrollArea):
     def _listen(self, layer: Any) -> None:
         layer.events.name.connect(self._on_layers)
         layer.events.visible.connect(self._on_visible)
+        if isinstance(layer, napari.layers.Shapes):
+            layer.events.data.connect(self._on_drawn)
 
     def _ignore(self, layer: Any) -> None:
         layer.events.name.disconnect(self._on_layers)
         layer.events.visible.disconnect(self._on_visible)
+        layer.events.data.disconnect(self._on_drawn)
+
+    def _on_drawn(self, event: Any) -> None:
+        self._update()
 
     def _on_visible(self, event: Any) -> None:
         self.results.follow_eye(event.source)
@@ -246,7 +248,7 @@ class MilPanel(QScrollArea):
         self._ignore(layer)
         stopped = layer == self._run_layer and self._run is not None
         if stopped:
-            self._run.abandon()  # type: ignore[union-attr]
+            self._run.stop()  # type: ignore[union-attr]
             self._end_run()
         if tag(layer).get("role") == SLIDE:
             self.results.forget(layer)
@@ -272,7 +274,7 @@ class MilPanel(QScrollArea):
         self.opener.shut_down()
         self.results.shut_down()
         if self._run is not None:
-            self._run.abandon()
+            self._run.stop()
         events = self._viewer.layers.events
         events.inserted.disconnect(self._on_inserted)
         events.removed.disconnect(self._on_removed)

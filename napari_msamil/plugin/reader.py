@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import napari
 
 from napari_msamil.plugin.slides import layer_data, watch
+from napari_msamil.slide.detect import SCANNER_SUFFIXES
 from napari_msamil.slide.slide import is_slide_file
 
 if TYPE_CHECKING:
@@ -17,17 +18,22 @@ if TYPE_CHECKING:
 
 
 def get_reader(path: str | Path | list[str]) -> Callable[[str | Path], list[LayerData]] | None:
-    """Offer to read a path if it is a slide; None, within milliseconds, for anything else and for lists of paths."""
-    if not isinstance(path, (str, Path)) or not is_slide_file(path):
+    """Offer to read a path if it is a slide; None, within milliseconds, for anything else and for lists of paths.
+
+    A file that is named like a slide and is none, or a damaged one, is taken too: reading it raises the reason, and
+    napari shows that. Of a reader that declines it says no more than "refused the file".
+    """
+    if not isinstance(path, (str, Path)):
         return None
-    return read_slide
+    named = Path(path).suffix.lower() in SCANNER_SUFFIXES
+    return read_slide if named or is_slide_file(path) else None
 
 
 def read_slide(path: str | Path) -> list[LayerData]:
     """Read one slide as one multiscale layer.
 
     Raises:
-        SlideError: the file looked like a slide but cannot be read; napari shows the reason.
+        SlideError: the file looked or was named like a slide but cannot be read; napari shows the reason.
     """
     viewer = napari.current_viewer()
     if viewer is not None:

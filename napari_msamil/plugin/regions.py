@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import napari.viewer
     from numpy.typing import NDArray
 
+_OPEN = ("line", "path")
 _CIRCLE = np.linspace(0, 2 * np.pi, 64, endpoint=False)
 
 
@@ -36,6 +37,11 @@ def add_region_layer(viewer: napari.viewer.Viewer, slide_layer: napari.layers.Im
     return layer
 
 
+def closed(shapes: napari.layers.Shapes) -> bool:
+    """Whether a layer holds a shape that encloses an area; lines and paths do not."""
+    return any(kind not in _OPEN for kind in shapes.shape_type)
+
+
 def polygons(shapes: napari.layers.Shapes, slide_layer: napari.layers.Image) -> tuple[Polygon, ...]:
     """The selected shapes of a layer, or all of them where none is selected.
 
@@ -54,7 +60,7 @@ def polygons(shapes: napari.layers.Shapes, slide_layer: napari.layers.Image) -> 
 
 
 def _outline(corners: NDArray[np.float64], kind: str) -> NDArray[np.float64] | None:
-    if kind in ("line", "path"):
+    if kind in _OPEN:
         return None
     if kind == "ellipse":  # napari keeps the four corners of its box
         centre = corners.mean(axis=0)

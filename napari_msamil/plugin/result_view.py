@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 from magicgui.widgets import ComboBox, FloatSlider, PushButton
 from qtpy.QtCore import Qt, Signal
+from qtpy.QtGui import QImage, QPixmap
 from qtpy.QtWidgets import QGridLayout, QHBoxLayout, QLabel, QProgressBar, QVBoxLayout, QWidget
 
 from napari_msamil.inference.prediction import RESEARCH_USE, percent
@@ -13,9 +15,12 @@ from napari_msamil.plugin.form import heading
 from napari_msamil.plugin.layers import why_empty
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from napari_msamil.inference.prediction import Prediction
 
 OFF = "Off"
+AMBER, FAINT = "#f0a83a", "#a0a4ac"
 
 
 class ResultView(QWidget):
@@ -43,6 +48,9 @@ class ResultView(QWidget):
         font.setPointSizeF(font.pointSizeF() * 1.35)
         font.setBold(True)
         self.headline.setFont(font)
+        self.weak = QLabel()
+        self.weak.setWordWrap(True)
+        self.weak.setStyleSheet(f"color: {AMBER}; font-weight: bold;")
         self.notice = QLabel()
         self.notice.setWordWrap(True)
         self.warning = QLabel()
@@ -63,6 +71,10 @@ class ResultView(QWidget):
             choices=[("Rank", "rank"), ("Relative to average", "relative")],
             tooltip="Rank: share of all patches with less attention. Relative: 1 is an average patch.",
         )
+        self.low, self.colours, self.high = QLabel(), QLabel(), QLabel()
+        self.colours.setScaledContents(True)
+        self.colours.setFixedHeight(10)
+        self.colours.setMinimumWidth(40)
         self.opacity = FloatSlider(value=0.5, min=0.0, max=1.0, tooltip="How much the heatmap covers the tissue")
         self.next = PushButton(
             text="Next patch", tooltip="Go to the patch with most attention at this scale, then to the next, ten in all"
@@ -83,6 +95,7 @@ class ResultView(QWidget):
         column.setContentsMargins(0, 0, 0, 0)
         column.addWidget(heading("5  Result"))
         column.addWidget(self.headline)
+        column.addWidget(self.weak)
         column.addLayout(self.bars)
         column.addWidget(self.notice)
         column.addWidget(self.warning)
@@ -98,10 +111,15 @@ class ResultView(QWidget):
         maps.addWidget(self.empty, 1, 0, 1, 2)
         maps.addWidget(QLabel("Shown as"), 2, 0)
         maps.addWidget(self.values.native, 2, 1)
-        maps.addWidget(QLabel("Opacity"), 3, 0)
-        maps.addWidget(self.opacity.native, 3, 1)
-        maps.addWidget(self.next.native, 4, 0)
-        maps.addWidget(self.place, 4, 1)
+        bar = QHBoxLayout()
+        bar.addWidget(self.low)
+        bar.addWidget(self.colours, 1)
+        bar.addWidget(self.high)
+        maps.addLayout(bar, 3, 1)
+        maps.addWidget(QLabel("Opacity"), 4, 0)
+        maps.addWidget(self.opacity.native, 4, 1)
+        maps.addWidget(self.next.native, 5, 0)
+        maps.addWidget(self.place, 5, 1)
         column.addLayout(maps)
         column.addWidget(self.facts)
         column.addWidget(self.save.native)
@@ -120,10 +138,22 @@ class ResultView(QWidget):
         self.empty.setVisible(bool(why))
         self.next.enabled = not why
 
+    def set_colours(self, colours: NDArray[np.uint8], limits: tuple[float, float]) -> None:
+        """Explain the heatmaps' colours: (n, 3) RGB from the lower to the upper limit of what they show."""
+        rgb = np.ascontiguousarray(colours[None])
+        picture = QImage(rgb.data, rgb.shape[1], 1, rgb.nbytes, QImage.Format.Format_RGB888)
+        self.colours.setPixmap(QPixmap.fromImage(picture))
+        low, high = limits
+        self.low.setText(f"{low:.2g}")
+        self.high.setText(f"{high:.2g}")
+
     def show_prediction(self, prediction: Prediction, *, scale: str, values: str, opacity: float) -> None:
         """Fill in a result; `scale`, `values` and `opacity` say how its maps are shown now."""
         lines = [f"{name}  {percent(probability)}" for name, probability in prediction.found]
         self.headline.setText("\n".join(lines) or prediction.headline)
+        self.headline.setStyleSheet(f"color: {FAINT}; font-weight: normal;" if prediction.weak else "")
+        self.weak.setText(f"⚠ Weak evidence: {prediction.weak}")
+        self.weak.setVisible(bool(prediction.weak))
         self.notice.setText(f"Model: {prediction.model_name}\n{RESEARCH_USE}")
         self._fill_bars(prediction)
         with self.scale.changed.blocked(), self.values.changed.blocked(), self.opacity.changed.blocked():

@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from napari.qt.threading import create_worker
 from qtpy.QtCore import QObject, Signal
 from qtpy.QtWidgets import QFileDialog, QMessageBox
@@ -63,7 +64,10 @@ class Results(QObject):
         """Keep a slide's result in place of an earlier one, and lay it on the slide."""
         self.forget(layer)
         self._results[tag(layer)["slide"]] = prediction
-        layers.show(self._viewer, layer, prediction, values=self._view.values.value)
+        added = layers.show(self._viewer, layer, prediction, values=self._view.values.value)
+        for heatmap in (each for each in added if tag(each)["role"] == HEATMAP):
+            heatmap.events.colormap.connect(self._explain_colours)
+            heatmap.events.contrast_limits.connect(self._explain_colours)
 
     def forget(self, layer: napari.layers.Layer) -> None:
         """Drop the result of a slide layer; its layers are not touched."""
@@ -89,12 +93,14 @@ class Results(QObject):
         values = next((tag(layer)["values"] for layer in maps), "rank")
         opacity = next((layer.opacity for layer in maps), 0.5)
         self._view.show_prediction(prediction, scale=self._shown_scale(), values=values, opacity=opacity)
+        self._explain_colours()
         self._say_place()
 
     def follow_eye(self, layer: napari.layers.Layer) -> None:
         """Name the scale that is shown now that a layer was shown or hidden."""
         if layer in self._maps():
             self._view.set_scale(self._shown_scale())
+            self._explain_colours()
 
     def save(self, folder: str | Path) -> None:
         """Write the chosen slide's result below a folder, in the background; asks before it replaces an earlier one."""
@@ -135,6 +141,12 @@ class Results(QObject):
     def _shown_scale(self) -> str:
         visible = [str(tag(layer)["scale"]) for layer in self._maps() if layer.visible]
         return visible[-1] if visible else OFF
+
+    def _explain_colours(self, event: Any = None) -> None:
+        """Show what colours stand for in the heatmap that is seen, also where the user chose others."""
+        for layer in sorted(self._maps(), key=lambda a: bool(a.visible))[-1:]:
+            colours = layer.colormap.map(np.linspace(0, 1, 256))[:, :3]
+            self._view.set_colours((255 * colours).round().astype(np.uint8), tuple(layer.contrast_limits))
 
     def _show_scale(self, name: str) -> None:
         layers.show_scale(self._viewer, self._slide_id(), None if name == OFF else name)

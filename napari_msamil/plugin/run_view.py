@@ -96,8 +96,3 @@ class RunView(QWidget):
         self.progress.setRange(0, progress.total if known else 0)
         self.progress.setValue(progress.done if known else 0)
         self.say(self._pace.text(progress))
-
-    def stopping(self) -> None:
-        """Cancel was asked for, and takes until the end of the step."""
-        self.say("Stopping …")
-        self.cancel.enabled = False

@@ -9,7 +9,7 @@ import time
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from napari.qt.threading import create_worker
 from qtpy.QtCore import QObject, Signal
@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class _Outcome:
-    """How a run ended; neither a prediction nor an error means cancelled."""
+    """How a run ended; neither a prediction nor an error means stopped."""
 
     prediction: Prediction | None = None
     error: Exception | None = None
@@ -64,22 +64,23 @@ def _steps(request: Request, stop: threading.Event, files: ExitStack) -> Generat
 class Run(QObject):
     """A classification in its own thread, with its own slide handle; it never touches the viewer.
 
-    Signals, all delivered on the GUI thread; exactly one of the last four, and nothing after it:
-        progressed(Progress), succeeded(Prediction), failed(str), cancelled();
+    Signals, all delivered on the GUI thread; at most one of the last three, and nothing after it or after `stop`:
+        progressed(Progress), succeeded(Prediction), failed(str);
         unreadable(str): failed because of patches that the request could have allowed to be left out.
     """
+
+    unfinished: ClassVar[set[Run]] = set()
+    """Runs whose thread is not done: one that was stopped still owns its files until then."""
 
     progressed = Signal(object)
     succeeded = Signal(object)
     failed = Signal(str)
     unreadable = Signal(str)
-    cancelled = Signal()
 
     def __init__(self, request: Request, parent: QObject | None = None) -> None:
         super().__init__(parent)
         self.request = request
         self._stop = threading.Event()
-        self._silent = False
         self._outcome = _Outcome()
         self._files = ExitStack()
         self._worker = create_worker(_steps, request, self._stop, self._files, _start_thread=False, _ignore_errors=True)
@@ -91,15 +92,11 @@ class Run(QObject):
         """Begin; returns at once."""
         tune_allocator()  # before the thread exists: a thread keeps the memory arena it began with
         _keep_triton_out()
+        self.unfinished.add(self)
         self._worker.start()
 
-    def cancel(self) -> None:
-        """Stop at the next step, within a batch."""
-        self._stop.set()
-
-    def abandon(self) -> None:
-        """Stop like `cancel`, but tell nobody: for when the panel or the slide is gone."""
-        self._silent = True
+    def stop(self) -> None:
+        """Be silent from now on; the thread ends at its next step, within a batch or an import."""
         self._stop.set()
 
     def _on_yielded(self, progress: Progress) -> None:
@@ -111,8 +108,9 @@ class Run(QObject):
 
     def _on_finished(self) -> None:
         self._files.close()
+        self.unfinished.discard(self)
         error, prediction = self._outcome.error, self._outcome.prediction
-        if self._silent:
+        if self._stop.is_set():
             return
         if isinstance(error, UnreadablePatchesError) and self.request.max_read_errors < 1:
             self.unreadable.emit(str(error))
@@ -121,9 +119,7 @@ class Run(QObject):
         elif error is not None:
             logger.error("classification failed", exc_info=error)
             self.failed.emit(f"Unexpected error, please report it ({type(error).__name__}: {error}).")
-        elif prediction is None or self._stop.is_set():  # told to stop during the last step: no result was wanted
-            self.cancelled.emit()
-        else:
+        elif prediction is not None:
             self.succeeded.emit(prediction)
 
 

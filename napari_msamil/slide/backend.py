@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -44,3 +45,8 @@ class FileFacts:
     mpp: tuple[float | None, float | None] | None = None
     properties: Mapping[str, str] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+
+
+def empty_picture(path: Path, width: int, height: int) -> str:
+    """The message for a file whose picture has no pixels."""
+    return f"{path.name} holds an empty picture ({width} x {height} pixels); it is damaged, copy or export it again."

@@ -21,6 +21,9 @@ OPENSLIDE_SUFFIXES = {
     ".vmu": "a Hamamatsu VMU slide",
 }
 TIFF_SUFFIXES = {".tif", ".tiff", ".svs", ".ndpi", ".scn", ".bif", ".svslide", ".btf", ".qptiff"}
+SCANNER_SUFFIXES = {*OPENSLIDE_SUFFIXES, ".svs", ".ndpi", ".scn", ".bif", ".svslide", ".qptiff"}
+"""Endings that only slides have; .tif, .dcm and the like may be anything."""
+
 FORMATS = "SVS, NDPI, SCN, BIF, tiled TIFF, OME-TIFF, PNG and JPEG, and with OpenSlide MIRAX and DICOM"
 
 SEGMENT_BYTES = 32 << 20

@@ -15,6 +15,7 @@ import threading
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from napari_msamil.errors import ReadError, SlideError
-from napari_msamil.slide.backend import FileFacts
+from napari_msamil.slide.backend import FileFacts, empty_picture
 from napari_msamil.slide.colour import PixelFormat, orientation_warning
 from napari_msamil.slide.resample import reduce_box
 from napari_msamil.slide.store import PyramidStore
@@ -123,7 +124,8 @@ def open_flat(path: Path, uid: str) -> tuple[FlatBackend, FileFacts]:
     if header.orientation != 1:
         warnings = (orientation_warning(path, header.orientation),)
     properties = {"format": header.kind.lower()}
-    return backend, FileFacts("flat", sizes, downsamples, None, properties, warnings)
+    reader = f"imagecodecs {version('imagecodecs')}"
+    return backend, FileFacts(reader, sizes, downsamples, None, properties, warnings)
 
 
 def flat_pyramid(
@@ -141,7 +143,7 @@ def flat_pyramid(
 def check_size(path: Path, width: int, height: int) -> None:
     """Refuse what is empty or larger than the ceiling, before a byte of it is decoded."""
     if width < 1 or height < 1:
-        raise SlideError(f"{path.name} says that it is {width} x {height} pixels large: nothing to show.")
+        raise SlideError(empty_picture(path, width, height))
     ceiling = int(float(os.environ.get("MSAMIL_FLAT_MAX_PX", MAX_PX)))
     if width * height > ceiling:
         raise SlideError(

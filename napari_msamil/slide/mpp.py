@@ -41,9 +41,7 @@ def resolve_mpp(
     if not (_plausible(x) and _plausible(y)):
         low, high = MPP_LIMITS
         size = f"{x:g}" if x == y else f"{x:g} x {y:g}"
-        warning = (
-            f"{name} states {size} µm per pixel, outside {low:g} to {high:g}; it counts as missing, give the real mpp."
-        )
+        warning = f"{name} states {size} µm per pixel, outside {low:g} to {high:g}; it counts as missing."
         return None, "missing", (warning,)
     return (float(x), float(y)), "metadata", ()
 

@@ -58,6 +58,7 @@ class Slide:
             side 2048 px.
         mpp: (x, y) µm per level-0 pixel, or None.
         mpp_source: "explicit", "metadata" or "missing".
+        mpp_missing: why there is no mpp, one sentence; empty where there is one.
         backend: reader and version, as in "tiffslide 3.0.1".
         background: RGB outside the slide, under transparency and where the file stores nothing.
         properties: vendor, objective power and the like; nothing that could name a patient.
@@ -70,6 +71,7 @@ class Slide:
         self.name = path.name
         self.uid = uid
         self.mpp, self.mpp_source, warnings = resolve_mpp(path.name, explicit, facts.mpp)
+        self.mpp_missing = "" if self.mpp else "".join(warnings) or f"{self.name} does not say its µm per pixel."
         self.backend = facts.backend
         self.background = WHITE
         self.properties: Mapping[str, str] = MappingProxyType(dict(facts.properties))

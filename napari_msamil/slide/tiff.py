@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from napari_msamil.errors import SlideError
-from napari_msamil.slide.backend import WHITE, FileFacts
+from napari_msamil.slide.backend import WHITE, FileFacts, empty_picture
 from napari_msamil.slide.cache import BlockCache
 from napari_msamil.slide.colour import PixelFormat, orientation_warning
 from napari_msamil.slide.openslide import INSTALL
@@ -99,7 +99,8 @@ def open_tiff(path: Path) -> tuple[TiffBackend, FileFacts]:
 def _describe(path: Path, slide: Any, reader: str) -> tuple[TiffBackend, FileFacts]:
     tiff = slide.ts_tifffile
     if 0 in tiff.series[0].shape:
-        raise SlideError(f"{path.name} says that it is {tiff.series[0].shape} pixels large: nothing to show.")
+        page = tiff.series[0].keyframe
+        raise SlideError(empty_picture(path, page.imagewidth, page.imagelength))
     properties = _properties(path, slide)
     composition = properties.get("tiffslide.series-composition")
     levels: list[tuple[Part, ...]]

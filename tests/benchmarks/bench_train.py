@@ -76,7 +76,8 @@ def _measure(preset: str, patches: int) -> dict[str, Any]:
     # overlapping patches, for there are not 2000 others on this slide
     config = read_config(preset, [f"end_to_end.patches={patches}", "model.overlap=0.75", "end_to_end.chunk=8"])
     card = config.card(("a", "b"))
-    bf16 = choose_device("cpu", cpu_precision="bf16").precision == "bf16"
+    native = choose_device("cpu", cpu_precision="bf16").precision == "bf16"
+    bf16 = native and config.end_to_end.precision == "auto"
     with tempfile.TemporaryDirectory() as folder:
         store = SlideStore([CohortSlide(SLIDE, "a", "p", mpp=0.5)], card, Path(folder))
         store.prepare([0])

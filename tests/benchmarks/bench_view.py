@@ -256,7 +256,6 @@ def _while_classifying(window: _Window, model: Path, rounds: int, count: int) ->
         runs[-1].progressed.connect(lambda progress: state.update(patches=progress.stage == "patches"))
         runs[-1].succeeded.connect(start)  # the work goes on for as long as the pans do
         runs[-1].failed.connect(lambda message: state.update(over=True))
-        runs[-1].cancelled.connect(lambda: state.update(over=True))
         runs[-1].start()
 
     start()
@@ -264,8 +263,8 @@ def _while_classifying(window: _Window, model: Path, rounds: int, count: int) ->
         window.spin(0.1)
     blocks = _measure(window, rounds, count)
     assert not state["over"], "the classification ended with an error"
-    runs[-1].cancel()
-    while not state["over"]:
+    runs[-1].stop()
+    while Run.unfinished:
         window.spin(0.1)
     return blocks
 

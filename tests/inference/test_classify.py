@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +68,23 @@ def test_a_second_run_gives_identical_numbers(prediction: Prediction, slide_file
     assert np.array_equal(again.probabilities, prediction.probabilities)
     assert np.array_equal(again.attention, prediction.attention)
     assert np.array_equal(again.lesion_mask, prediction.lesion_mask)
+    first, second = prediction.summary(), again.summary()
+    assert first.pop("created") <= second.pop("created"), "when and how long are all that may differ"
+    assert first.pop("seconds").keys() == second.pop("seconds").keys()
+    assert first == second
+
+
+def test_the_result_says_when_it_was_made_and_of_which_file(slide_file: Path, model_file: Path, tmp_path: Path) -> None:
+    slide_file = Path(shutil.copy(slide_file, tmp_path))
+    os.utime(slide_file, (1_700_000_000, 1_700_000_000))
+    before = datetime.now(UTC).replace(microsecond=0)
+    facts = classify(slide_file, model_file).summary()
+    created = datetime.fromisoformat(facts["created"])
+    assert created.utcoffset() == timedelta(0)
+    assert created.microsecond == 0
+    assert before <= created <= datetime.now(UTC)
+    assert facts["slide"]["file_bytes"] == slide_file.stat().st_size
+    assert facts["slide"]["file_modified"] == "2023-11-14T22:13:20+00:00"
 
 
 def test_a_model_whose_card_allows_it_runs_in_bf16_on_a_cpu_that_has_it(
@@ -217,7 +237,7 @@ def test_a_region_may_be_a_file(slide_file: Path, model_file: Path, tmp_path: Pa
 def test_a_slide_without_mpp_is_refused_until_it_is_given(tmp_path: Path, model_file: Path) -> None:
     path = tmp_path / "no-mpp.tif"
     tifffile.imwrite(path, np.full((256, 256, 3), 120, np.uint8), tile=(256, 256), photometric="rgb")
-    with pytest.raises(MissingMppError, match=r"no-mpp\.tif.*--mpp"):
+    with pytest.raises(MissingMppError, match=r"no-mpp\.tif does not say its µm per pixel\. Give"):
         classify(path, model_file)
     prediction = classify(path, model_file, mpp=1.0)
     assert prediction.mpp_source == "explicit"
@@ -232,8 +252,10 @@ def test_a_result_that_rests_on_few_patches_says_so(slide_file: Path, model_file
 def test_a_slide_of_glass_says_that_there_is_nothing_to_classify(tmp_path: Path, model_file: Path) -> None:
     path = tmp_path / "glass.tif"
     tifffile.imwrite(path, np.full((512, 512, 3), 243, np.uint8), tile=(256, 256), photometric="rgb")
-    with pytest.raises(MsamilError, match=r"glass\.tif.*nothing to classify"):
+    with pytest.raises(MsamilError, match=r"glass\.tif.*nothing to classify\. Check that it shows tissue"):
         classify(path, model_file, mpp=1.0)
+    with pytest.raises(MsamilError, match=r"glass\.tif: the slide is too small.* 51 x 51 µm, the smallest patches 64"):
+        classify(path, model_file, mpp=0.1)
 
 
 def _break_some_patches(monkeypatch: pytest.MonkeyPatch) -> None:

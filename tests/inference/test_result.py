@@ -15,9 +15,10 @@ from PIL import Image
 from napari_msamil.errors import MsamilError, ResultExistsError
 from napari_msamil.inference import result
 from napari_msamil.inference.classify import classify
-from napari_msamil.inference.overview import _foot
+from napari_msamil.inference.overview import _WARN, _font, _foot, _no_lesion, draw_overview, round_length
 from napari_msamil.inference.prediction import Prediction
 from napari_msamil.inference.result import write_result
+from napari_msamil.slide.slide import open_slide
 
 
 @pytest.fixture(scope="module")
@@ -114,3 +115,68 @@ def test_the_overview_tells_every_note_and_what_the_model_is_for(prediction: Pre
     for part in ("Note: took all.", "Note: one thing.", "another", "Intended use: To look at."):
         assert part in text
     assert max(map(len, lines)) < 100
+
+
+def test_a_result_on_a_fallback_or_on_few_patches_is_weak_evidence_beside_the_class(prediction: Prediction) -> None:
+    strong = replace(prediction, fallback=None)
+    assert strong.weak is None
+    assert strong.summary()["weak_evidence"] is None
+    none = replace(prediction, fallback="took all")
+    assert none.weak == none.summary()["weak_evidence"] == "no patch with enough lesion"
+    few = replace(strong, table=prediction.table.take(np.arange(10)), attention=prediction.attention[:10])
+    assert few.weak is None
+    assert replace(few, read_errors={3: "broken tile"}).weak == "only 9 patches"
+    assert replace(few, fallback="", read_errors=dict.fromkeys(range(9), "")).weak == (
+        "no patch with enough lesion, only 1 patch"
+    )
+    keys = list(strong.summary())
+    assert keys.index("weak_evidence") == keys.index("predicted") + 1
+    with open_slide(prediction.slide_path) as slide:
+        for told, marked in ((strong, False), (none, True)):
+            page = np.asarray(draw_overview(told, slide))
+            assert (page[:40] == _WARN).all(axis=-1).any() == marked, "the headline says it"
+
+
+def test_a_long_name_is_cut_and_never_the_class_or_its_caveat(prediction: Prediction) -> None:
+    long = replace(prediction, slide_path=Path("name-" * 60 + ".tif"), fallback="took all")
+    with open_slide(prediction.slide_path) as slide:
+        short_page, page = draw_overview(replace(prediction, fallback="took all"), slide), draw_overview(long, slide)
+    marked = [np.flatnonzero((np.asarray(p)[:40] == _WARN).all(axis=-1).any(axis=0)) for p in (short_page, page)]
+    assert marked[1].max() < page.width - 1
+    assert np.ptp(marked[1]) == pytest.approx(np.ptp(marked[0]), abs=2)
+
+
+@pytest.mark.parametrize(
+    ("lesion", "said"),
+    [((), "No lesion above threshold"), ((slice(60, 61),) * 2, "Lesion too small to be seen here"), ((...,), "")],
+)
+def test_the_lesion_panel_says_why_it_shows_no_lesion(
+    prediction: Prediction, lesion: tuple[object, ...], said: str
+) -> None:
+    mask = np.zeros((1024, 1024), np.uint8)
+    if lesion:
+        mask[lesion] = 1
+    told = replace(prediction, lesion_mask=mask, fallback=None)
+    assert _no_lesion(told, (440, 330)) == said
+    with open_slide(prediction.slide_path) as slide:
+        panel = np.asarray(draw_overview(told, slide))[:, 16 + 440 + 16 : 2 * (16 + 440)]
+    assert (panel == _WARN).all(axis=-1).any() == bool(said)
+
+
+@pytest.mark.parametrize(("mpp", "um"), [(1.0, 200), (0.25, 100), (10.0, 2000), (0.13, 50)])
+def test_the_scale_bar_is_as_long_as_it_says(prediction: Prediction, mpp: float, um: int) -> None:
+    told = replace(prediction, mpp=(mpp, 2 * mpp))
+    with open_slide(prediction.slide_path) as slide:
+        page = np.asarray(draw_overview(told, slide))
+    below = 84 + 26 * 2 + 24 + 330  # the panels' lower edge
+    bar = (page[below - 14, 16 : 16 + 440] == (30, 30, 34)).all(axis=-1)
+    assert bar.sum() == np.ptp(np.flatnonzero(bar)) + 1 == round(um / (1200 * mpp / 440))
+
+
+def test_round_lengths_are_1_2_or_5_times_a_power_of_ten() -> None:
+    assert [round_length(v) for v in (1, 1.99, 2, 4.9, 5, 9.99, 10, 0.3, 12345)] == [1, 1, 2, 2, 5, 5, 10, 0.2, 10000]
+
+
+def test_names_beyond_ascii_are_written_with_their_letters() -> None:
+    nothing = bytes(_font(14).getmask("\uffff"))
+    assert [c for c in "µ²äéøñß" if bytes(_font(14).getmask(c)) == nothing] == []

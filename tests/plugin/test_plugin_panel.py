@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Generator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from napari_msamil.inference import classify as classify_module
 from napari_msamil.inference.classify import Progress, classify
 from napari_msamil.inference.prediction import RESEARCH_USE
 from napari_msamil.plugin import compat, layers, slides
+from napari_msamil.plugin.worker import Run
 from napari_msamil.slide import flat
 from napari_msamil.slide.slide import Slide
 
@@ -93,7 +95,7 @@ def test_the_panel_and_the_command_line_function_give_the_same_probabilities(
     assert shown.model_sha256 == told.model_sha256
 
 
-def test_cancel_stops_at_the_next_step_and_leaves_no_layer(
+def test_cancel_frees_the_panel_at_once_and_leaves_no_layer(
     panel: Any, viewer: Any, slide_file: Path, slow: Any, qtbot: Any
 ) -> None:
     panel.open_slide(slide_file)
@@ -104,11 +106,39 @@ def test_cancel_stops_at_the_next_step_and_leaves_no_layer(
     assert "1:39 left" in panel.run_view.status.text()
     assert not panel.run_view.start.enabled
     panel.run_view.cancel.native.click()
-    qtbot.waitUntil(lambda: not panel.running, timeout=SECONDS)
-    assert slow["closed"].is_set(), "the generator's files are closed by the time the panel says so"
+    assert not panel.running, "the panel is free at once"
+    assert panel.run_view.status.text() == "Cancelled."
+    assert panel.run_view.start.enabled
+    qtbot.waitUntil(slow["closed"].is_set, timeout=SECONDS)
+    qtbot.waitUntil(lambda: not Run.unfinished, timeout=SECONDS)
     assert panel.run_view.status.text() == "Cancelled."
     assert layer_names(viewer) == ["square"]
     assert panel.run_view.start.enabled
+
+
+def test_cancel_does_not_wait_for_what_has_not_even_begun_to_answer(
+    panel: Any, viewer: Any, slide_file: Path, monkeypatch: pytest.MonkeyPatch, qtbot: Any
+) -> None:
+    opening, opened = threading.Event(), threading.Event()
+
+    def steps(request: Any) -> Generator[Progress, None, None]:
+        opening.set()
+        assert opened.wait(SECONDS / 1000)
+        yield Progress("open", 1, 1, None)
+        raise AssertionError("a stopped run goes on")
+
+    monkeypatch.setattr(classify_module, "classify_steps", steps)
+    panel.open_slide(slide_file)
+    panel.run_view.start.native.click()
+    qtbot.waitUntil(opening.is_set, timeout=SECONDS)
+    panel.run_view.cancel.native.click()
+    assert panel.run_view.status.text() == "Cancelled."
+    monkeypatch.undo()
+    run(panel, qtbot)
+    assert panel.result_of(viewer.layers["square"]) is not None, "the next run does not wait for the one before"
+    opened.set()
+    qtbot.waitUntil(lambda: not Run.unfinished, timeout=SECONDS)
+    assert panel.result_of(viewer.layers["square"]) is not None
 
 
 def test_an_error_is_said_in_one_sentence_and_the_next_run_works(
@@ -296,11 +326,6 @@ def shown(viewer: Any) -> list[str]:
     return [layer.name for layer in viewer.layers if layer.visible]
 
 
-def colour_bars(viewer: Any) -> list[str]:
-    maps = [layer for layer in viewer.layers if slides.tag(layer).get("role") == "heatmap"]
-    return [layer.name for layer in maps if layer.colorbar.visible]
-
-
 @pytest.fixture
 def pair(panel: Any, viewer: Any, make_slide: Any, qtbot: Any) -> tuple[Any, Any]:
     """Two slides of different size: "first" has a result whose 5x map is shown, "second", opened later, has none."""
@@ -317,17 +342,15 @@ def test_the_chosen_slide_is_shown_as_it_was_left_and_the_others_are_hidden(
     mine = viewer.add_points([[10, 20]], units=("um", "um"), name="mine")
     assert shown(viewer) == ["second", "mine"]
     assert not compat.overlay(viewer, "text").visible
-    assert colour_bars(viewer) == []
     assert compat.camera(viewer).center[-2:] == pytest.approx((299.5, 449.5), abs=1)
     panel.form.slide.value = first
     assert shown(viewer) == ["first", "first | attention 5x", "first | lesion", "first | top patches", "mine"]
     assert panel.result_view.scale.value == "5x"
     assert "5x: attention rank" in compat.overlay(viewer, "text").text
-    assert colour_bars(viewer) == ["first | attention 5x"]
     assert compat.camera(viewer).center[-2:] == pytest.approx((449.5, 599.5), abs=1)
     panel.form.slide.value = second
     run(panel, qtbot)
-    assert colour_bars(viewer) == ["second | attention 10x"]
+    assert "10x: attention rank" in compat.overlay(viewer, "text").text
     assert [name for name in shown(viewer) if name.startswith("first")] == []
     mine.visible = False
     panel.form.slide.value = first
@@ -344,7 +367,7 @@ def test_a_hidden_slide_can_be_looked_at_by_its_eye_icon_and_a_new_run_keeps_the
     first.visible = True
     viewer.layers["first | attention 10x"].visible = True
     viewer.layers["first | attention 2.5x"].visible = True
-    assert colour_bars(viewer) == ["first | attention 10x"], "that of the map on top, which the text is about"
+    assert "10x: attention rank" in compat.overlay(viewer, "text").text, "the map on top"
     run(panel, qtbot)
     assert first.visible
     assert camera.center[-2:] == (100, 200)
@@ -545,6 +568,35 @@ def test_values_and_opacity_change_all_maps(panel: Any, viewer: Any, slide_file:
     assert [a.opacity for a in maps] == pytest.approx([0.25] * 3)
 
 
+def test_weak_evidence_stands_right_below_the_class(panel: Any, slide_file: Path, qtbot: Any) -> None:
+    layer = panel.open_slide(slide_file)
+    run(panel, qtbot)
+    prediction = panel.result_of(layer)
+    assert prediction.weak is None
+    assert panel.result_view.weak.isHidden()
+    panel.results.add(layer, replace(prediction, fallback="took the 16 with the largest share of lesion"))
+    panel.results.refresh()
+    assert not panel.result_view.weak.isHidden()
+    assert panel.result_view.weak.text() == "⚠ Weak evidence: no patch with enough lesion"
+    top, below = panel.result_view.headline.geometry(), panel.result_view.weak.geometry()
+    assert top.bottom() < below.top() < panel.result_view.notice.geometry().top()
+
+
+def test_the_colours_are_explained_as_they_are(panel: Any, viewer: Any, slide_file: Path, qtbot: Any) -> None:
+    def bar() -> tuple[str, list[int], list[int], str]:
+        picture = panel.result_view.colours.pixmap().toImage()
+        ends = [picture.pixelColor(x, 0).getRgb()[:3] for x in (0, picture.width() - 1)]
+        return panel.result_view.low.text(), *map(list, ends), panel.result_view.high.text()
+
+    panel.open_slide(slide_file)
+    run(panel, qtbot)
+    assert bar() == ("0", [68, 1, 84], [253, 231, 37], "1"), "viridis"
+    panel.result_view.values.value = "relative"
+    assert bar()[3] == "4"
+    viewer.layers["square | attention 10x"].colormap = "gray"
+    assert bar() == ("0", [0, 0, 0], [255, 255, 255], "4")
+
+
 def test_the_result_is_saved_as_the_command_line_saves_it(
     panel: Any, slide_file: Path, tmp_path: Path, qtbot: Any
 ) -> None:
@@ -609,9 +661,12 @@ def test_a_drawn_region_limits_the_patches(panel: Any, viewer: Any, slide_file: 
     panel.form.draw.native.click()
     shapes = viewer.layers[-1]
     assert panel.form.region.value == shapes
-    run(panel, qtbot)
-    assert "no closed shape" in panel.run_view.status.text()
+    assert panel.run_view.status.text().startswith("Draw a closed region on 'square | region', or choose 'Whole slide'")
+    assert not panel.run_view.start.enabled
+    shapes.add_paths([[[180, 300], [180, 550]]])
+    assert not panel.run_view.start.enabled, "a path encloses nothing"
     shapes.add_rectangles([[[180, 300], [180, 550], [400, 550], [400, 300]]])
+    assert panel.run_view.status.text() == ""
     run(panel, qtbot)
     table = panel.result_of(layer).table
     centres = table.coords + np.array([table.footprint(int(s)) for s in table.scale]) / 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import shutil
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import tifffile
 from napari.layers import Layer
 from PIL import Image
 
+from napari_msamil.errors import SlideError
 from napari_msamil.plugin import slides
 from napari_msamil.plugin.reader import get_reader, read_slide
 
@@ -22,15 +24,15 @@ def no_slides(folder: Path) -> dict[str, Any]:
     tifffile.imwrite(folder / "plain.tif", np.zeros((64, 64), np.uint8))
     tifffile.imwrite(folder / "stack.tif", np.zeros((5, 64, 64), np.uint16))
     Image.new("RGB", (200, 100)).save(folder / "small.png")
-    (folder / "text.svs").write_text("not a slide")
+    (folder / "text.tif").write_text("not a slide")
     (folder / "empty.tif").touch()
     return {
         "plain grey TIFF": folder / "plain.tif",
         "stack": str(folder / "stack.tif"),
         "small PNG": str(folder / "small.png"),
-        "text with a slide's ending": str(folder / "text.svs"),
+        "text with an image's ending": str(folder / "text.tif"),
         "empty file": str(folder / "empty.tif"),
-        "missing file": str(folder / "missing.svs"),
+        "missing file": str(folder / "missing.tif"),
         "folder": str(folder),
         "list": [str(folder / "plain.tif")],
     }
@@ -45,6 +47,28 @@ def test_what_is_no_slide_is_declined_silently_and_within_a_tenth_of_a_second(
         assert get_reader(path) is None, name
         assert time.perf_counter() - start < 0.1, name
     assert capfd.readouterr() == ("", "")
+
+
+def test_napari_tells_why_a_file_named_like_a_slide_cannot_be_opened(tmp_path: Path, viewer: Any) -> None:
+    bad = tmp_path / "text.svs"
+    bad.write_text("not a slide")
+    get_reader(bad)
+    start = time.perf_counter()
+    assert get_reader(str(bad)) is read_slide
+    assert time.perf_counter() - start < 0.1
+    with pytest.raises(SlideError, match=r"text\.svs is no TIFF file.*copy it again"):
+        viewer.open(str(bad), plugin="napari-msamil")
+    assert len(viewer.layers) == 0
+
+
+def test_without_openslide_napari_tells_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "openslide", None)
+    slide = tmp_path / "a.mrxs"
+    slide.write_bytes(b"\xff\xd8\xff\xe0" + bytes(200))
+    reader = get_reader(str(slide))
+    assert reader is not None
+    with pytest.raises(SlideError, match=r"a\.mrxs is a MIRAX slide; reading it needs OpenSlide: pip install"):
+        reader(str(slide))
 
 
 def dicom(sop_class: bytes) -> bytes:

@@ -43,7 +43,7 @@ def test_an_image_comes_back_as_pillow_decodes_it(tmp_path, picture, request, la
     path = save(tmp_path / f"a.{suffix}", picture)
     truth = np.asarray(Image.open(path))
     with open_slide(path) as slide:
-        assert slide.backend == "flat"
+        assert slide.backend.startswith("imagecodecs 20")
         assert [(level.width, level.height) for level in slide.levels] == [(2900, 2300), (725, 575)]
         np.testing.assert_array_equal(slide.read_level(0, 0, 0, 2900, 2300), truth)
         np.testing.assert_array_equal(slide.read(1000, 900, 200, 100, size=(200, 100)), truth[900:1000, 1000:1200])

@@ -18,7 +18,7 @@ from napari_msamil.slide import is_slide_file, open_slide
 REFUSED = {
     "histolab_broken.svs": "no TIFF file",
     "openslide-python_unopenable.tiff": "52479",
-    "large_image_zero_gi.tif": "nothing to show",
+    "large_image_zero_gi.tif": "holds an empty picture (2 x 0 pixels)",
     "large_image_sample_float32_8bit_range.zarr.zip": "kind that cannot be read",
 }
 OPENED = {  # size, warnings

@@ -93,6 +93,9 @@ def test_the_file_says_that_classes_do_not_exclude_each_other_and_classifies_as_
     assert facts["predicted"] == [CLASSES[k] for k in order if expected[k] >= 0.5]
     assert facts["model"]["exclusive"] is False
     assert NOT_EXCLUSIVE in done.output
+    shown = " ".join(CliRunner().invoke(app, ["model", "show", str(finished / "model.safetensors")]).output.split())
+    assert "classes dots, violet; a slide may have several of them or none" in shown
+    assert tuple(card.figures["temperature fitted on validation"]) == CLASSES
     figures = card.figures[f"test part of fold {chosen}"]
     assert figures["average_precision"] == results[chosen]["test"]["average_precision"]
 

@@ -1,0 +1,47 @@
+"""What a step of the end-to-end stage draws: the same pixels in both passes, read again only where they are many."""
+
+import numpy as np
+import pytest
+import torch
+
+from napari_msamil.training import draws as module
+from napari_msamil.training.cohort import read_cohort
+from napari_msamil.training.config import read_config
+from napari_msamil.training.datasets import synthetic
+from napari_msamil.training.draws import PatchDraws, PatchStream
+from napari_msamil.training.slides import SlideStore
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> PatchDraws:
+    """Draws of 6 patches, in chunks of 4, from two small slides."""
+    folder = tmp_path_factory.mktemp("draws")
+    cohort = read_cohort(synthetic.write(folder / "cohort", slides=2, size_px=512))
+    config = read_config("tiny", ["model.thumbnail_px=128", "end_to_end.patches=6", "end_to_end.chunk=4"])
+    store = SlideStore(cohort.slides, config.card(cohort.classes), folder)
+    store.prepare([0, 1])
+    return PatchDraws(store, config, cohort.targets(), [0, 1], [])
+
+
+@pytest.mark.parametrize(("kept_bytes", "reads"), [(6 * 64 * 64 * 3 * 4, 2), (6 * 64 * 64 * 3 * 4 - 1, 4)])
+def test_both_passes_see_the_same_patches_which_are_read_once_if_few(
+    made: PatchDraws, monkeypatch: pytest.MonkeyPatch, kept_bytes: int, reads: int
+) -> None:
+    monkeypatch.setattr(module, "_KEPT_BYTES", kept_bytes)
+    read: list[module.Key] = []
+    original = PatchDraws.__getitem__
+
+    def reading(self: PatchDraws, key: module.Key) -> tuple[module.Key, torch.Tensor]:
+        read.append(key)
+        return original(self, key)
+
+    monkeypatch.setattr(PatchDraws, "__getitem__", reading)
+    stream = PatchStream(made, passes=2, workers=0)
+    for step in (3, 4):
+        drawn = stream.draw(step, 0)
+        assert len(drawn.table) == 6
+        first, second = list(drawn.chunks()), list(drawn.chunks())
+        assert [len(chunk) for chunk in first] == [4, 2]
+        for a, b in zip(first, second, strict=True):
+            np.testing.assert_array_equal(a.numpy(), b.numpy())
+    assert read.count((3, 0, 0)) == reads // 2
