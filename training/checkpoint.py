@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from napari_msamil.errors import MsamilError
-from napari_msamil.models.files import write_atomically
+from napari_msamil.files import write_atomically
 
 Weights = dict[str, dict[str, Tensor]]
 

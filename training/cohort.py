@@ -1,8 +1,8 @@
 """The table of slides that training works on: one CSV, read and checked as a whole, split by patient."""
 
 import csv
+import io
 import math
-import os
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from sklearn.model_selection import StratifiedGroupKFold
 
 from napari_msamil.errors import MsamilError, ResultExistsError
+from napari_msamil.files import write_atomically
 from napari_msamil.slide.slide import Slide, open_slide
 
 from .annotations import ANNOTATIONS, read_lesion
@@ -138,18 +139,14 @@ def write_cohort(slides: Sequence[CohortSlide], path: str | Path, *, overwrite: 
     refuse_existing(path, overwrite=overwrite)
     rows = [_row_of(slide, path.parent) for slide in slides]
     header = [name for name in REQUIRED + OPTIONAL if name in REQUIRED or any(row[name] for row in rows)]
-    unfinished = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+    text = io.StringIO()
+    writer = csv.DictWriter(text, header, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with unfinished.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, header, extrasaction="ignore", lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
-        unfinished.replace(path)
+        write_atomically(path, lambda file: file.write(text.getvalue().encode()))
     except OSError as error:
         raise CohortError(f"{path} cannot be written ({error.strerror}); choose another folder.") from error
-    finally:
-        unfinished.unlink(missing_ok=True)
     return path
 
 

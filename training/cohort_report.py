@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from napari_msamil.files import write_atomically
 from napari_msamil.inference.prediction import RESEARCH_USE
-from napari_msamil.models.files import write_atomically
 
 METRICS_FILE, REPORT_FILE = "metrics.json", "report.md"
 FIGURES = {

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from napari_msamil.files import write_atomically
 from napari_msamil.models.bag import load_provenance
 from napari_msamil.models.card import Card
-from napari_msamil.models.files import write_atomically
 from napari_msamil.models.model import Model, load_model, save_model
 
 from .cohort_report import write_report

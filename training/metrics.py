@@ -22,7 +22,7 @@ from sklearn.metrics import (
 )
 
 from napari_msamil.errors import MsamilError
-from napari_msamil.models.files import write_atomically
+from napari_msamil.files import write_atomically
 
 from .resampling import METRICS, Average, bootstrap
 

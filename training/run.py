@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from napari_msamil.errors import MsamilError
+from napari_msamil.files import write_atomically
 from napari_msamil.inference.engine import Device, choose_device
 from napari_msamil.models.card import Card
-from napari_msamil.models.files import write_atomically
 
 from .cohort import (
     Cohort,

@@ -14,9 +14,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from napari_msamil.errors import MissingMppError, MsamilError, ReadError
+from napari_msamil.files import write_atomically
 from napari_msamil.inference.candidates import candidate_table, on_square, read_thumbnail
 from napari_msamil.models.card import Card
-from napari_msamil.models.files import write_atomically
 from napari_msamil.patches.grid import PatchTable
 from napari_msamil.patches.reader import read_patches
 from napari_msamil.patches.tissue import tissue_mask
