@@ -88,13 +88,14 @@ class Parts:
     test: NDArray[np.int64]
 
 
-def read_cohort(path: str | Path) -> Cohort:
+def read_cohort(path: str | Path, *, files: bool = True) -> Cohort:
     """Read a table of slides; its paths may be relative to the table's folder.
 
     Args:
         path: CSV file with a header. Columns `slide`, `label`, `patient`; at will `split` or `fold`, `mpp`, `lesion`
             (mask image, QuPath GeoJSON, ASAP XML; "none" for a slide known to have no lesion; empty where that is not
             known) and `site`. Others are refused: a misspelt name would be missed.
+        files: Whether slides and lesions must be there; False where the slides are only names.
 
     Raises:
         CohortError: Lists every fault of the table that shows without opening a slide.
@@ -111,7 +112,7 @@ def read_cohort(path: str | Path) -> Cohort:
     slides: list[CohortSlide] = []
     if not faults:
         for number, row in enumerate(rows, start=2):  # as an editor counts, the header being line 1
-            found = _slide_of(row, path.parent)
+            found = _slide_of(row, path.parent, files=files)
             if isinstance(found, CohortSlide):
                 slides.append(found)
             else:
@@ -156,7 +157,7 @@ def refuse_existing(path: Path, *, overwrite: bool) -> None:
         raise ResultExistsError(f"{path} is already there: choose another folder, or ask to overwrite it.")
 
 
-def check_cohort(cohort: Cohort, *, folds: int = 5) -> list[str]:
+def check_cohort(cohort: Cohort, *, folds: int = 5, files: bool = True) -> list[str]:
     """Every fault that keeps a cohort from being trained on.
 
     Opens each slide, reads each lesion file as far as a small mask needs it, and counts patients by class and part.
@@ -164,12 +165,13 @@ def check_cohort(cohort: Cohort, *, folds: int = 5) -> list[str]:
     Args:
         cohort: What `read_cohort` gave.
         folds: Number of folds where the table has neither splits nor folds.
+        files: Whether to open them; False leaves it at counting.
 
     Returns:
         One sentence per fault; none means that training can begin.
     """
     faults: list[str] = []
-    for slide in cohort.slides:
+    for slide in cohort.slides if files else ():
         try:
             with open_slide(slide.path, slide.mpp) as opened:
                 if opened.mpp is None:
@@ -273,7 +275,7 @@ def _header_faults(header: Sequence[str]) -> Iterator[str]:
         yield "it has both split and fold; keep one"
 
 
-def _slide_of(row: Mapping[str, str | None], folder: Path) -> CohortSlide | list[str]:
+def _slide_of(row: Mapping[str, str | None], folder: Path, *, files: bool) -> CohortSlide | list[str]:
     """A row as a slide, or what is wrong with it."""
     cells = {name: (row.get(name) or "").strip() for name in REQUIRED + OPTIONAL}
     faults = [f"{name} is empty" for name in REQUIRED if not cells[name]]
@@ -282,9 +284,9 @@ def _slide_of(row: Mapping[str, str | None], folder: Path) -> CohortSlide | list
     path = folder / cells["slide"]
     lesion_free = cells["lesion"].casefold() == NO_LESION
     lesion = folder / cells["lesion"] if cells["lesion"] and not lesion_free else None
-    if cells["slide"] and not path.exists():
+    if cells["slide"] and files and not path.exists():
         faults.append(f"there is no slide {path}")
-    if lesion is not None and not lesion.exists():
+    if lesion is not None and files and not lesion.exists():
         faults.append(f"there is no lesion file {lesion}")
     elif lesion is not None and lesion.suffix.lower() not in ANNOTATIONS:
         faults.append(f"{lesion.name} is no lesion file that can be read: use {', '.join(ANNOTATIONS)}")

@@ -11,7 +11,7 @@ from .config import read_config
 from .distributed import process_group, rank
 from .evaluate import evaluate_fold, finish
 from .run import begin
-from .stages import STAGES, Fold
+from .stages import Fold, stages_of
 
 
 def run_training(
@@ -20,7 +20,7 @@ def run_training(
     """Run one stage, or all of them, on the folds of a run; what is done already is not done again.
 
     Args:
-        stage: One of `STAGES`, or "all".
+        stage: One of `stages.STAGES`, or "all".
         preset: Name of a preset or a TOML file.
         settings: "key=value" each.
         cohort: Table of slides, or a folder with a cohort.csv.
@@ -35,13 +35,13 @@ def run_training(
     """
     tune_allocator()
     config = read_config(preset, settings)
-    table = read_cohort(cohort / "cohort.csv" if cohort.is_dir() else cohort)
+    table = read_cohort(cohort / "cohort.csv" if cohort.is_dir() else cohort, files=not config.mil.features)
     with process_group():
         if rank() > 0:
             logging.getLogger("napari_msamil").setLevel(logging.WARNING)
         run = begin(config, table, out, command=command)
         for number, parts in run.parts().items():
-            for name in STAGES if stage == "all" else (stage,):
+            for name in stages_of(run) if stage == "all" else (stage,):
                 fold = Fold(run, number, parts)  # a fresh model: each stage takes from files what came before
                 if name == "evaluate":
                     evaluate_fold(fold)

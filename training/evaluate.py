@@ -22,9 +22,10 @@ from .features import Selection, StoredBags, extract_bags
 from .figures import calibration_figure, confusion_figure, loss_figure, roc_figure
 from .metrics import Predictions, fit_temperature, over_folds, summarise
 from .run import Run, class_counts, versions
-from .stages import Fold
+from .stages import Fold, stages_of
 
-MODEL, RESULT, LOGITS = "model.safetensors", "result.json", "logits.json"
+MODEL, AGGREGATOR = "model.safetensors", "aggregator.safetensors"
+RESULT, LOGITS = "result.json", "logits.json"
 _log = logging.getLogger(__name__)
 
 
@@ -34,18 +35,22 @@ def evaluate_fold(fold: Fold) -> None:
     if (fold.folder / RESULT).exists():
         _log.info("fold %d was tested before; its test part stays closed", fold.number)
         return
-    fold.take_over(("segment", "end-to-end", "mil"))  # raises unless all of them are over
-    fold.take_over(("end-to-end",))
+    fold.take_over(stages_of(run)[:-1])  # raises unless all of them are over
     model = fold.model.eval()
     rows = fold.parts.test.tolist()
-    before = _predictions(run, rows, _logits(model, _test_bags(fold, "lesion")))  # the bags know no aggregator
-    fold.take_over(("mil",))
+    before = None
+    if not run.features:
+        fold.take_over(("end-to-end",))
+        before = _predictions(run, rows, _logits(model, _test_bags(fold, "lesion")))  # the bags know no aggregator
+        fold.take_over(("mil",))
     held = _predictions(run, fold.held(), _logits(model, fold.bags(fold.held())))
     temperature = fit_temperature(held)
     segment = fold.segment_figures()
     selection: dict[str, Any] = {}
     by_choice: dict[str, Predictions] = {}
-    for choice in run.config.evaluate.selection:
+    if run.features:  # the choice of patches was made where they were
+        by_choice["lesion"] = _predictions(run, rows, _logits(model, fold.bags(rows)))
+    for choice in () if run.features else run.config.evaluate.selection:
         bags = _test_bags(fold, choice)
         by_choice[choice] = _predictions(run, rows, _logits(model, bags))
         selection[choice] = _figures_of(run, by_choice[choice]) | _cost(bags)
@@ -59,7 +64,7 @@ def evaluate_fold(fold: Fold) -> None:
         },
         "validation": _summary(run, held),
         "test": _summary(run, test),
-        "test_before_mil": _summary(run, before),
+        "test_before_mil": _summary(run, before) if before else None,
         "temperature": temperature,
         "test_calibrated": _summary(run, test, temperature),
         "segment": segment,
@@ -72,8 +77,10 @@ def evaluate_fold(fold: Fold) -> None:
         test.write_csv(fold.folder / "predictions-test.csv", temperature=temperature)
         held.write_csv(fold.folder / "predictions-validation.csv", temperature=temperature)
         model.card = _finished_card(run, fold, result)
-        save_model(model, fold.folder / MODEL, overwrite=True)
-        logits = {"rows": rows, "logits": test.logits.tolist(), "before_mil": before.logits.tolist()}
+        save_model(model, fold.folder / model_name(run), overwrite=True)
+        logits = {"rows": rows, "logits": test.logits.tolist()}
+        if before:
+            logits["before_mil"] = before.logits.tolist()
         _write_json(fold.folder / LOGITS, logits)
         _write_json(fold.folder / RESULT, result)
     wait_for_all()
@@ -95,9 +102,9 @@ def finish(run: Run) -> Path | None:
     logits = {fold: json.loads((folder / LOGITS).read_text()) for fold, folder in folders.items()}
     tests = {fold: _predictions(run, one["rows"], np.array(one["logits"])) for fold, one in logits.items()}
     pooled = Predictions.pooled(list(tests.values()))
-    before = Predictions.pooled(
-        [_predictions(run, one["rows"], np.array(one["before_mil"])) for one in logits.values()]
-    )
+    before = [
+        _predictions(run, one["rows"], np.array(one["before_mil"])) for one in logits.values() if "before_mil" in one
+    ]
     temperature = np.concatenate([np.full(len(tests[fold].slides), results[fold]["temperature"]) for fold in tests])
     overall = _summary(run, pooled)
     if overall["auc"] is not None:
@@ -107,7 +114,8 @@ def finish(run: Run) -> Path | None:
     loss_figure([folder / "log.jsonl" for folder in folders.values()], run.folder / "loss.png")
     pooled.write_csv(run.folder / "predictions.csv", temperature=temperature)
     chosen = max(results, key=lambda fold: (results[fold]["validation"]["auc"] or 0.0, -fold))
-    _copy(folders[chosen] / MODEL, run.folder / MODEL)
+    model = model_name(run)
+    _copy(folders[chosen] / model, run.folder / model)
     everything = range(len(run.cohort.slides))
     write_report(
         run.folder,
@@ -124,16 +132,35 @@ def finish(run: Run) -> Path | None:
             "versions": versions(),
             "folds": list(results.values()),
             "pooled": overall,
-            "pooled_before_mil": _summary(run, before),
+            "pooled_before_mil": _summary(run, Predictions.pooled(before)) if before else None,
             "pooled_calibrated": _summary(run, pooled, temperature),
             "mean": over_folds([one["test"] for one in results.values()]),
             "notes": [
-                f"{MODEL} is the model of fold {chosen}, which has the best AUC on its own validation slides; its test "
-                "slides had no part in that choice."
+                f"{model} is the model of fold {chosen}, which has the best AUC on its own validation slides; its test "
+                "slides had no part in that choice.",
+                *_notes(run),
             ],
         },
     )
-    return run.folder / MODEL
+    return run.folder / model
+
+
+def model_name(run: Run) -> str:
+    """Name of the file that a run leads to; one that classifies no slide is not called a model."""
+    return AGGREGATOR if run.features else MODEL
+
+
+def _notes(run: Run) -> list[str]:
+    """What a run on features made elsewhere cannot say."""
+    if not run.features:
+        return []
+    return [
+        f"There is no {MODEL}: the features were made elsewhere ({run.card.features}), and without their extractor no "
+        f"slide can be classified, in napari or by msamil classify. {AGGREGATOR} holds the aggregator alone; "
+        "`napari_msamil.load_model(file, aggregator_alone=True).aggregate(bag)` takes bags of the same "
+        "features, as `napari_msamil.training.h5.FeatureFolders` reads them.",
+        "How the extractor of the features was trained, and whether it has seen these slides.",
+    ]
 
 
 def _test_bags(fold: Fold, choice: Selection) -> StoredBags:
@@ -221,7 +248,7 @@ def _finished_card(run: Run, fold: Fold, result: dict[str, Any]) -> Card:
 def _copy(source: Path, target: Path) -> None:
     with source.open("rb") as file:
         write_atomically(target, lambda out: shutil.copyfileobj(file, out))
-    load_model(target)  # what the plugin will open
+    load_model(target, aggregator_alone=target.name == AGGREGATOR)  # what the plugin will open
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

@@ -31,6 +31,11 @@ _WARM_UP = 0.05  # share of a stage's steps in which the learning rate rises
 _log = logging.getLogger(__name__)
 
 
+def stages_of(run: Run) -> tuple[str, ...]:
+    """The stages that a run has: those that look at pixels fall away where features are given."""
+    return STAGES[STAGES.index("mil") :] if run.features else STAGES
+
+
 class Fold:
     """Training on one fold. It knows the rows of its test part and never looks at their pixels; `evaluate` does."""
 
@@ -55,13 +60,20 @@ class Fold:
 
     def run_stage(self, stage: str) -> None:
         """Run a stage, or go on with it; those before it must be over."""
-        self.take_over(STAGES[: STAGES.index(stage)])
+        stages = stages_of(self.run)
+        if stage not in stages:
+            raise RunError(
+                f"Stage {stage} needs the pixels of slides: with mil.features there are {' and '.join(stages)}, or all."
+            )
+        self.take_over(stages[: stages.index(stage)])
         began = time.monotonic()
         {"segment": self._segment, "end-to-end": self._end_to_end, "extract": self._extract, "mil": self._mil}[stage]()
         _log.info("fold %d: %s took %.0f s", self.number, stage, time.monotonic() - began)
 
     def _start_from_imagenet(self) -> None:
         card, config = self.run.card, self.run.config
+        if self.run.features:
+            return  # neither network is there
         if config.weights == "imagenet":
             start_from_imagenet((self.model.segmenter.net.encoder, card.segmenter.encoder))
         if config.end_to_end.start == "imagenet":
@@ -80,6 +92,8 @@ class Fold:
     def _good(self) -> list[int]:
         if self._usable is None:
             rows = [*self.parts.training.tolist(), *self.parts.validation.tolist()]
+            if self.run.features:
+                return rows
             self._usable = self._store.prepare(rows, skip_bad=self.run.config.machine.skip_bad_slides)
         return self._usable
 
@@ -157,7 +171,9 @@ class Fold:
         self.bags([*self.training(), *self.held()])
 
     def bags(self, rows: Sequence[int]) -> StoredBags:
-        """Bags of lesion patches of some slides."""
+        """Bags of lesion patches of some slides, or of all patches whose features were given."""
+        if self.run.features:
+            return self.run.features.bags_of([self.run.cohort.slides[row] for row in rows])
         self.model.eval()
         return extract_bags(
             self.model,

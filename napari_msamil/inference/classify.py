@@ -186,15 +186,18 @@ def classify_steps(request: Request) -> Generator[Progress, None, Prediction]:
         )
 
 
-def open_model(model: str | Path | Model) -> Model:
-    """Load a model file for inference, or the bundled one by the name "demo"; a loaded model is returned as it is."""
+def open_model(model: str | Path | Model, *, aggregator_alone: bool = False) -> Model:
+    """Load a model file for inference, or the bundled one by the name "demo"; a loaded model is returned as it is.
+
+    See `load_model` for ``aggregator_alone``.
+    """
     tune_allocator()  # before torch starts threads
     from napari_msamil.models.model import Model, load_model
     from napari_msamil.resources import demo_model_path
 
     if isinstance(model, Model):
         return model
-    return load_model(demo_model_path() if str(model) == "demo" else Path(model))
+    return load_model(demo_model_path() if str(model) == "demo" else Path(model), aggregator_alone=aggregator_alone)
 
 
 def _nothing(request: Request, table: PatchTable, selection: Selection) -> str:
