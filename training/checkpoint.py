@@ -91,7 +91,12 @@ def load_checkpoint(
     mine = json.loads(json.dumps(dict(plan)))
     different = [key for key in mine if mine[key] != theirs.get(key)]
     if different:
-        changes = ", ".join(f"{key} was {theirs.get(key)} and is now {mine[key]}" for key in different)
+        changes = ", ".join(
+            "it learned from other slides or settings"
+            if key == "made_from"
+            else f"{key} was {theirs.get(key)} and is now {mine[key]}"
+            for key in different
+        )
         raise CheckpointError(f"{file} cannot be resumed: {changes}. Use the old values, or another folder.")
     put_back(modules, content["modules"])
     if optimiser is not None:

@@ -4,13 +4,14 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
+from napari_msamil.errors import ReadError
 from napari_msamil.inference.engine import tune_allocator
 
 from .cohort import read_cohort
 from .config import read_config
 from .distributed import process_group, rank
 from .evaluate import evaluate_fold, finish
-from .run import begin
+from .run import Run, begin
 from .stages import Fold, stages_of
 
 
@@ -40,11 +41,21 @@ def run_training(
         if rank() > 0:
             logging.getLogger("napari_msamil").setLevel(logging.WARNING)
         run = begin(config, table, out, command=command)
-        for number, parts in run.parts().items():
-            for name in stages_of(run) if stage == "all" else (stage,):
-                fold = Fold(run, number, parts)  # a fresh model: each stage takes from files what came before
-                if name == "evaluate":
-                    evaluate_fold(fold)
-                else:
-                    fold.run_stage(name)
+        try:
+            _run_stages(run, stages_of(run) if stage == "all" else (stage,))
+        except ReadError as error:
+            raise type(error)(
+                f"{error} Repair the file and give the same command again, or leave out slides that cannot be read: "
+                "machine.skip_bad_slides=true and another --out."
+            ) from error
         return finish(run) if rank() == 0 else None
+
+
+def _run_stages(run: Run, stages: Sequence[str]) -> None:
+    for number, parts in run.parts().items():
+        for name in stages:
+            fold = Fold(run, number, parts)  # a fresh model: each stage takes from files what came before
+            if name == "evaluate":
+                evaluate_fold(fold)
+            else:
+                fold.run_stage(name)

@@ -141,7 +141,9 @@ class Machine(Frozen):
     Attributes:
         device: "auto", "cpu", "cuda", "cuda:1" or "mps".
         workers: Processes that read patches; 0 reads in a thread.
-        skip_bad_slides: Leave out a slide that cannot be opened or shows no thumbnail, and say so, instead of stopping.
+        skip_bad_slides: Leave out a slide that cannot be read, and say so, instead of stopping. To know that from the
+            start, all patches that a stage may come to are read once, some 500 of 512 px per CPU-second; those of the
+            test part when it is tested.
         tensorboard: Write TensorBoard files too.
     """
 

@@ -37,11 +37,13 @@ def evaluate_fold(fold: Fold) -> None:
         return
     fold.take_over(stages_of(run)[:-1])  # raises unless all of them are over
     model = fold.model.eval()
-    rows = fold.parts.test.tolist()
+    rows = fold.tested()
     before = None
     if not run.features:
         fold.take_over(("end-to-end",))
-        before = _predictions(run, rows, _logits(model, _test_bags(fold, "lesion")))  # the bags know no aggregator
+        before = _predictions(
+            run, rows, _logits(model, _test_bags(fold, rows, "lesion"))
+        )  # the bags know no aggregator
         fold.take_over(("mil",))
     held = _predictions(run, fold.held(), _logits(model, fold.bags(fold.held())))
     temperature = fit_temperature(held)
@@ -51,7 +53,7 @@ def evaluate_fold(fold: Fold) -> None:
     if run.features:  # the choice of patches was made where they were
         by_choice["lesion"] = _predictions(run, rows, _logits(model, fold.bags(rows)))
     for choice in () if run.features else run.config.evaluate.selection:
-        bags = _test_bags(fold, choice)
+        bags = _test_bags(fold, rows, choice)
         by_choice[choice] = _predictions(run, rows, _logits(model, bags))
         selection[choice] = _figures_of(run, by_choice[choice]) | _cost(bags)
     test = by_choice["lesion"]
@@ -65,6 +67,7 @@ def evaluate_fold(fold: Fold) -> None:
         "validation": _summary(run, held),
         "test": _summary(run, test),
         "test_before_mil": _summary(run, before) if before else None,
+        "left_out": sorted(run.cohort.slides[row].path.name for row in fold.left_out(rows)),
         "temperature": temperature,
         "test_calibrated": _summary(run, test, temperature),
         "segment": segment,
@@ -138,7 +141,10 @@ def finish(run: Run) -> Path | None:
             "notes": [
                 f"{model} is the model of fold {chosen}, which has the best AUC on its own validation slides; its test "
                 "slides had no part in that choice.",
-                *_notes(run),
+                *_notes(
+                    run,
+                    sorted({*run.left_out, *(name for one in results.values() for name in one.get("left_out", ()))}),
+                ),
             ],
         },
     )
@@ -150,11 +156,13 @@ def model_name(run: Run) -> str:
     return AGGREGATOR if run.features else MODEL
 
 
-def _notes(run: Run) -> list[str]:
-    """What a run on features made elsewhere cannot say."""
+def _notes(run: Run, left_out: list[str]) -> list[str]:
+    """What a run cannot say that left out slides, or that learned from features made elsewhere."""
+    notes = [f"How it does on slides like these, which could not be read: {', '.join(left_out)}."] if left_out else []
     if not run.features:
-        return []
+        return notes
     return [
+        *notes,
         f"There is no {MODEL}: the features were made elsewhere ({run.card.features}), and without their extractor no "
         f"slide can be classified, in napari or by msamil classify. {AGGREGATOR} holds the aggregator alone; "
         "`napari_msamil.load_model(file, aggregator_alone=True).aggregate(bag)` takes bags of the same "
@@ -163,13 +171,13 @@ def _notes(run: Run) -> list[str]:
     ]
 
 
-def _test_bags(fold: Fold, choice: Selection) -> StoredBags:
+def _test_bags(fold: Fold, rows: list[int], choice: Selection) -> StoredBags:
     """Bags of the test slides; the only place where they are read."""
     run = fold.run
     return extract_bags(
         fold.model,
         run.cohort.slides,
-        fold.parts.test.tolist(),
+        rows,
         fold.folder / "test" / choice,
         device=run.device,
         selection=choice,

@@ -56,6 +56,7 @@ class Run:
         command: That began it.
         features: Where the features lie that are learned from instead of slides, or None.
         feature_files: By slide, what tells its files of features from others.
+        left_out: Names of slides of the table whose features cannot be used, and which are not in the cohort.
     """
 
     folder: Path
@@ -66,6 +67,7 @@ class Run:
     command: str
     features: FeatureFolders | None = None
     feature_files: dict[str, Any] = field(default_factory=dict)
+    left_out: tuple[str, ...] = ()
 
     @property
     def bf16(self) -> bool:
@@ -106,14 +108,16 @@ def begin(config: Config, cohort: Cohort, folder: Path, *, command: str) -> Run:
     card = config.card(cohort.classes)
     features: FeatureFolders | None = None
     files: dict[str, Any] = {}
+    bad: tuple[str, ...] = ()
     if config.mil.features:
         features = FeatureFolders(config.mil.features, card.scales_mpp)
         slides, width, files = features.look_at(cohort.slides, skip_bad=config.machine.skip_bad_slides)
+        bad = tuple(slide.path.name for slide in cohort.slides if slide not in slides)
         cohort, card = replace(cohort, slides=tuple(slides)), aggregator_card(card, width, config.mil.features)
     elif not any(slide.lesion or slide.lesion_free for slide in cohort.slides):
         _log.warning("no slide has a known lesion: the segmenter stays untrained, and all tissue is looked at")
         card = _without_segmenter(card)
-    run = Run(folder, config, cohort, card, device, command, features, files)
+    run = Run(folder, config, cohort, card, device, command, features, files, bad)
     if rank() == 0:  # the others would see a folder that is half written
         _enter(run)
     wait_for_all()

@@ -6,9 +6,10 @@ import logging
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, astuple
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from napari_msamil.models.model import Model, build_model
@@ -89,12 +90,29 @@ class Fold:
         """Rows that weights are chosen by."""
         return [row for row in self.parts.validation.tolist() if row in self._good()]
 
+    def tested(self) -> list[int]:
+        """Rows that the weights are tested on. Where bad slides are left out this reads them: only `evaluate` asks."""
+        rows: list[int] = self.parts.test.tolist()
+        if self.run.features or not self.run.config.machine.skip_bad_slides:
+            return rows
+        good = self._store.prepare(rows, skip_bad=True)
+        if not good:
+            raise RunError(f"Fold {self.number} has no test slide that can be read.")
+        return good
+
+    def left_out(self, tested: Sequence[int]) -> set[int]:
+        """Rows of the fold that are not used, given those that are tested."""
+        return {*np.concatenate(astuple(self.parts)).tolist()} - {*self.training(), *self.held(), *tested}
+
     def _good(self) -> list[int]:
         if self._usable is None:
             rows = [*self.parts.training.tolist(), *self.parts.validation.tolist()]
             if self.run.features:
                 return rows
             self._usable = self._store.prepare(rows, skip_bad=self.run.config.machine.skip_bad_slides)
+            for part in ("training", "validation"):
+                if not set(getattr(self.parts, part).tolist()) & set(self._usable):
+                    raise RunError(f"Fold {self.number} has no {part} slide that can be read.")
         return self._usable
 
     # ---- stages
