@@ -33,6 +33,7 @@ from .cohort import (
 from .config import Config, ConfigError, differences
 from .distributed import rank, wait_for_all
 from .h5 import FeatureFolders
+from .log import summary_writer
 
 CONFIG, COHORT, VERSIONS, SPLITS = "config.toml", "cohort.csv", "versions.json", "splits.csv"
 FEATURES = "features.json"
@@ -102,9 +103,12 @@ def begin(config: Config, cohort: Cohort, folder: Path, *, command: str) -> Run:
         RunError: The folder holds something else, or a run with other settings or slides; each difference is named.
         CohortError: Slides cannot be trained on; each fault is named.
         FeatureError: Features made elsewhere cannot be learned from; each fault is named.
+        MsamilError: TensorBoard is asked for and not installed.
         ConfigError: The networks cannot be as wide as those features.
     """
     device = choose_device(config.machine.device)
+    if config.machine.tensorboard:
+        summary_writer()  # raises where it is not installed
     card = config.card(cohort.classes)
     features: FeatureFolders | None = None
     files: dict[str, Any] = {}
