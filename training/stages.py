@@ -6,6 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import asdict, astuple
 from typing import Any
 
@@ -160,21 +161,22 @@ class Fold:
         draws = PatchDraws(self._store, self.run.config, self.targets, self.training(), self.held())
         one_pass = settings.freeze or settings.bn == "train"
         stream = PatchStream(draws, passes=1 if one_pass else 2, workers=self.run.config.machine.workers)
-        state = train_end_to_end(
-            self.model,
-            stream.draw,
-            stream.held,
-            plan=self._end_to_end_plan(),
-            folder=self.folder,
-            slides=settings.accum,
-            encoder_rate=settings.lr_encoder / settings.lr_mil,
-            freeze=settings.freeze,
-            bn_trains=settings.bn == "train",
-            label_smoothing=settings.label_smoothing,
-            bf16=self.run.bf16 and settings.precision == "auto",
-            resume=True,
-            tensorboard=self.run.config.machine.tensorboard,
-        )
+        with closing(stream):
+            state = train_end_to_end(
+                self.model,
+                stream.draw,
+                stream.held,
+                plan=self._end_to_end_plan(),
+                folder=self.folder,
+                slides=settings.accum,
+                encoder_rate=settings.lr_encoder / settings.lr_mil,
+                freeze=settings.freeze,
+                bn_trains=settings.bn == "train",
+                label_smoothing=settings.label_smoothing,
+                bf16=self.run.bf16 and settings.precision == "auto",
+                resume=True,
+                tensorboard=self.run.config.machine.tensorboard,
+            )
         self._note("end-to-end", state, "validation AUC")
 
     def _end_to_end_plan(self) -> Plan:
