@@ -29,7 +29,7 @@ def show(
     """Print what a model is, what it was trained on, how good it is, and what it may be used for."""
     from napari_msamil.inference.classify import open_model
 
-    model = open_model(file)
+    model = open_model(file, aggregator_alone=True)
     if as_json:
         print(json.dumps({**model.card.model_dump(mode="json"), "sha256": model.sha256}, indent=2, ensure_ascii=False))
         return
@@ -45,7 +45,7 @@ def verify(file: File) -> None:
     """Check that a model file is whole, unchanged and loads; says so in one line."""
     from napari_msamil.inference.classify import open_model
 
-    model = open_model(file)
+    model = open_model(file, aggregator_alone=True)
     count = sum(p.numel() for p in model.parameters())
     print(f"{file}: a whole and unchanged {model.card.method} model with {count:,} parameters")
 

@@ -128,4 +128,4 @@ def train(
         command=shlex.join(["msamil", *sys.argv[1:]]),
     )
     if model is not None:
-        print(f"{out / 'report.md'}: the figures\n{model}: the model - research use only")
+        print(f"{out / 'report.md'}: the figures\n{model}: the weights - research use only")

@@ -14,13 +14,14 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = "napari_msamil"
 MAY_IMPORT = {
     "errors": set(),
+    "files": set(),
     "resources": set(),
-    "slide": {"errors"},
+    "slide": {"errors", "files"},
     "patches": {"errors", "slide"},
-    "models": {"errors"},
+    "models": {"errors", "files"},
     "inference": {"errors", "slide", "patches", "models", "resources"},
     "plugin": {"errors", "slide", "patches", "models", "inference", "resources"},
-    "training": {"errors", "slide", "patches", "models", "inference", "resources"},
+    "training": {"errors", "files", "slide", "patches", "models", "inference", "resources"},
     "cli": {"errors", "slide", "inference", "cli_model", "cli_training"},
     "cli_model": {"patches", "models", "inference"},
     "cli_training": {"training"},

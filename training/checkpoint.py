@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from napari_msamil.errors import MsamilError
-from napari_msamil.models.files import write_atomically
+from napari_msamil.files import write_atomically
 
 Weights = dict[str, dict[str, Tensor]]
 
@@ -91,7 +91,12 @@ def load_checkpoint(
     mine = json.loads(json.dumps(dict(plan)))
     different = [key for key in mine if mine[key] != theirs.get(key)]
     if different:
-        changes = ", ".join(f"{key} was {theirs.get(key)} and is now {mine[key]}" for key in different)
+        changes = ", ".join(
+            "it learned from other slides or settings"
+            if key == "made_from"
+            else f"{key} was {theirs.get(key)} and is now {mine[key]}"
+            for key in different
+        )
         raise CheckpointError(f"{file} cannot be resumed: {changes}. Use the old values, or another folder.")
     put_back(modules, content["modules"])
     if optimiser is not None:

@@ -1,8 +1,8 @@
 """The table of slides that training works on: one CSV, read and checked as a whole."""
 
 import csv
+import io
 import math
-import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from napari_msamil.errors import MsamilError, ResultExistsError
+from napari_msamil.files import write_atomically
 from napari_msamil.slide.slide import Slide, open_slide
 
 from .annotations import ANNOTATIONS, read_lesion
@@ -105,19 +106,17 @@ class Cohort:
     def patients_by_outcome(self, rows: Sequence[int]) -> dict[str, set[str]]:
         """Whom the slides of each class are of, among some rows; and those without it, where more than one may be.
 
-        The keys are the beginning of a sentence that says how many they have.
+        The keys are the beginning of a sentence that says how many they have. What no slide is without is left out.
         """
         slides = [self.slides[row] for row in rows]
         found = {f"class {name!r} has": {s.patient for s in slides if name in s.classes} for name in self.classes}
-        if not self.exclusive:
-            found |= {
-                f"slides without class {name!r} have": {s.patient for s in slides if name not in s.classes}
-                for name in self.classes
-            }
+        for name in () if self.exclusive else self.classes:
+            if without := {s.patient for s in slides if name not in s.classes}:
+                found[f"slides without class {name!r} have"] = without
         return found
 
 
-def read_cohort(path: str | Path) -> Cohort:
+def read_cohort(path: str | Path, *, files: bool = True) -> Cohort:
     """Read a table of slides; its paths may be relative to the table's folder.
 
     Args:
@@ -125,6 +124,7 @@ def read_cohort(path: str | Path) -> Cohort:
             (mask image, QuPath GeoJSON, ASAP XML; "none" for a slide known to have no lesion; empty where that is not
             known) and `site`. `labels` in the place of `label` says that classes do not exclude each other: its cells
             hold names with ";" between them, or "none". Others are refused: a misspelt name would be missed.
+        files: Whether slides and lesions must be there; False where the slides are only names.
 
     Raises:
         CohortError: Lists every fault of the table that shows without opening a slide.
@@ -141,7 +141,7 @@ def read_cohort(path: str | Path) -> Cohort:
     slides: list[CohortSlide] = []
     if not faults:
         for number, row in enumerate(rows, start=2):  # as an editor counts, the header being line 1
-            found = _slide_of(row, path.parent)
+            found = _slide_of(row, path.parent, files=files)
             if isinstance(found, CohortSlide):
                 slides.append(found)
             else:
@@ -175,18 +175,14 @@ def write_cohort(slides: Sequence[CohortSlide], path: str | Path, *, overwrite: 
         raise CohortError(f"{path} was not written: some slides have one class and others a tuple of classes.")
     if kinds == {False}:
         header[header.index("label")] = SEVERAL
-    unfinished = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+    text = io.StringIO()
+    writer = csv.DictWriter(text, header, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with unfinished.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, header, extrasaction="ignore", lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
-        unfinished.replace(path)
+        write_atomically(path, lambda file: file.write(text.getvalue().encode()))
     except OSError as error:
         raise CohortError(f"{path} cannot be written ({error.strerror}); choose another folder.") from error
-    finally:
-        unfinished.unlink(missing_ok=True)
     return path
 
 
@@ -196,7 +192,7 @@ def refuse_existing(path: Path, *, overwrite: bool) -> None:
         raise ResultExistsError(f"{path} is already there: choose another folder, or ask to overwrite it.")
 
 
-def check_cohort(cohort: Cohort, *, folds: int = 5) -> list[str]:
+def check_cohort(cohort: Cohort, *, folds: int = 5, files: bool = True) -> list[str]:
     """Every fault that keeps a cohort from being trained on.
 
     Opens each slide, reads each lesion file as far as a small mask needs it, and counts patients by class and part.
@@ -204,12 +200,13 @@ def check_cohort(cohort: Cohort, *, folds: int = 5) -> list[str]:
     Args:
         cohort: What `read_cohort` gave.
         folds: Number of folds where the table has neither splits nor folds.
+        files: Whether to open them; False leaves it at counting.
 
     Returns:
         One sentence per fault; none means that training can begin.
     """
     faults: list[str] = []
-    for slide in cohort.slides:
+    for slide in cohort.slides if files else ():
         try:
             with open_slide(slide.path, slide.mpp) as opened:
                 if opened.mpp is None:
@@ -241,8 +238,8 @@ def _class_faults(cohort: Cohort, folds: int) -> Iterator[str]:
                 yield f"the {split} part has no slide without class {name!r}"
     if not (cohort.has_splits or cohort.has_folds):
         for who, found in cohort.patients_by_outcome(range(len(cohort.slides))).items():
-            if 0 < len(found) < folds:
-                many = f"{len(found)} patient{'s' if len(found) > 1 else ''}"
+            if len(found) < folds:
+                many = f"{len(found)} patient{'' if len(found) == 1 else 's'}"
                 yield f"{who} {many} for {folds} folds: use fewer folds, or leave the class out"
 
 
@@ -266,7 +263,7 @@ def _header_faults(header: Sequence[str]) -> Iterator[str]:
         yield f"it has both label and {SEVERAL}; keep one"
 
 
-def _slide_of(row: Mapping[str, str | None], folder: Path) -> CohortSlide | list[str]:
+def _slide_of(row: Mapping[str, str | None], folder: Path, *, files: bool) -> CohortSlide | list[str]:
     """A row as a slide, or what is wrong with it."""
     column = SEVERAL if SEVERAL in row else "label"
     cells = {name: (row.get(name) or "").strip() for name in (*REQUIRED, SEVERAL, *OPTIONAL)}
@@ -281,9 +278,9 @@ def _slide_of(row: Mapping[str, str | None], folder: Path) -> CohortSlide | list
     path = folder / cells["slide"]
     lesion_free = cells["lesion"].casefold() == NO_LESION
     lesion = folder / cells["lesion"] if cells["lesion"] and not lesion_free else None
-    if cells["slide"] and not path.exists():
+    if cells["slide"] and files and not path.exists():
         faults.append(f"there is no slide {path}")
-    if lesion is not None and not lesion.exists():
+    if lesion is not None and files and not lesion.exists():
         faults.append(f"there is no lesion file {lesion}")
     elif lesion is not None and lesion.suffix.lower() not in ANNOTATIONS:
         faults.append(f"{lesion.name} is no lesion file that can be read: use {', '.join(ANNOTATIONS)}")

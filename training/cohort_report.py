@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from napari_msamil.files import write_atomically
 from napari_msamil.inference.prediction import RESEARCH_USE
-from napari_msamil.models.files import write_atomically
 
 from .markdown import cell, count, interval, number, spread, table
 from .multilabel_report import NOT_EXCLUSIVE, calibration_sections, change, class_sections, how_measured

@@ -4,14 +4,15 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
+from napari_msamil.errors import ReadError
 from napari_msamil.inference.engine import tune_allocator
 
 from .cohort import read_cohort
 from .config import read_config
 from .distributed import process_group, rank
 from .evaluate import evaluate_fold, finish
-from .run import begin
-from .stages import STAGES, Fold
+from .run import Run, begin
+from .stages import Fold, stages_of
 
 
 def run_training(
@@ -20,7 +21,7 @@ def run_training(
     """Run one stage, or all of them, on the folds of a run; what is done already is not done again.
 
     Args:
-        stage: One of `STAGES`, or "all".
+        stage: One of `stages.STAGES`, or "all".
         preset: Name of a preset or a TOML file.
         settings: "key=value" each.
         cohort: Table of slides, or a folder with a cohort.csv.
@@ -35,16 +36,26 @@ def run_training(
     """
     tune_allocator()
     config = read_config(preset, settings)
-    table = read_cohort(cohort / "cohort.csv" if cohort.is_dir() else cohort)
+    table = read_cohort(cohort / "cohort.csv" if cohort.is_dir() else cohort, files=not config.mil.features)
     with process_group():
         if rank() > 0:
             logging.getLogger("napari_msamil").setLevel(logging.WARNING)
         run = begin(config, table, out, command=command)
-        for number, parts in run.parts().items():
-            for name in STAGES if stage == "all" else (stage,):
-                fold = Fold(run, number, parts)  # a fresh model: each stage takes from files what came before
-                if name == "evaluate":
-                    evaluate_fold(fold)
-                else:
-                    fold.run_stage(name)
+        try:
+            _run_stages(run, stages_of(run) if stage == "all" else (stage,))
+        except ReadError as error:
+            raise type(error)(
+                f"{error} Repair the file and give the same command again, or leave out slides that cannot be read: "
+                "machine.skip_bad_slides=true and another --out."
+            ) from error
         return finish(run) if rank() == 0 else None
+
+
+def _run_stages(run: Run, stages: Sequence[str]) -> None:
+    for number, parts in run.parts().items():
+        for name in stages:
+            fold = Fold(run, number, parts)  # a fresh model: each stage takes from files what came before
+            if name == "evaluate":
+                evaluate_fold(fold)
+            else:
+                fold.run_stage(name)

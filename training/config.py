@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import tomli_w
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from napari_msamil.errors import MsamilError
 from napari_msamil.models.card import Card, explain, preset_card
@@ -103,6 +103,9 @@ class Mil(Frozen):
         stage2_init: `continue` goes on from the end-to-end aggregator, `new` begins with random weights.
         label_smoothing: Of the cross-entropy.
         patience: Epochs without a better validation AUC after which the stage ends; 0 never.
+        features: Folder of .h5 features that CLAM or TRIDENT made, or one folder per scale of `model.scales_mpp`, to
+            learn from instead of slides: a run then has the stages mil and evaluate, and no pixel is read. The width
+            of the aggregator is that of the features.
     """
 
     epochs: int = Field(default=50, ge=1)
@@ -112,6 +115,12 @@ class Mil(Frozen):
     stage2_init: Literal["continue", "new"] = "continue"
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     patience: int = Field(default=10, ge=0)
+    features: tuple[Path, ...] | None = Field(default=None, min_length=1)
+
+    @field_validator("features", mode="before")
+    @classmethod
+    def _one_folder(cls, given: Any) -> Any:
+        return (given,) if isinstance(given, str) else given
 
 
 class Evaluate(Frozen):
@@ -142,7 +151,9 @@ class Machine(Frozen):
     Attributes:
         device: "auto", "cpu", "cuda", "cuda:1" or "mps".
         workers: Processes that read patches; 0 reads in a thread.
-        skip_bad_slides: Leave out a slide that cannot be opened or shows no thumbnail, and say so, instead of stopping.
+        skip_bad_slides: Leave out a slide that cannot be read, and say so, instead of stopping. To know that from the
+            start, all patches that a stage may come to are read once, some 500 of 512 px per CPU-second; those of the
+            test part when it is tested.
         tensorboard: Write TensorBoard files too.
     """
 
@@ -196,6 +207,13 @@ class Config(Frozen):
                     f"the extractor's {card.extractor.encoder!r}: make them the same, or start from 'random' or "
                     "'imagenet'"
                 )
+        folders = self.mil.features
+        if folders and len(folders) != len(card.scales_mpp):
+            raise ValueError(
+                f"mil.features names {len(folders)} folder{'s' if len(folders) > 1 else ''}, but the model has "
+                f"{len(card.scales_mpp)} scales: give one folder per scale, finest first, or say at which µm per pixel "
+                f"the features were made, for example 'model.scales_mpp=[0.5]' for one folder of 20x"
+            )
         if self.segment.crop_px > card.thumbnail_px:
             raise ValueError(f"segment.crop_px {self.segment.crop_px} is larger than thumbnail_px {card.thumbnail_px}")
         return self
@@ -207,11 +225,11 @@ class Config(Frozen):
 
     def to_toml(self) -> str:
         """All settings as TOML, to be read back by `read_config`."""
-        return tomli_w.dumps(self.model_dump(mode="json"))
+        return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
 
     def fixed(self) -> dict[str, Any]:
         """What may not change when a run is resumed, as plain values."""
-        return self.model_dump(mode="json", exclude={"machine"})
+        return self.model_dump(mode="json", exclude={"machine"}, exclude_none=True)
 
 
 def read_config(preset: str, settings: Sequence[str] = ()) -> Config:

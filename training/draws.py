@@ -1,6 +1,6 @@
 """What each step of the end-to-end stage and of the segmenter draws from a cohort."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import count
@@ -130,7 +130,13 @@ class PatchStream:
         self._draws = draws
         self._passes = passes
         self._workers = workers
-        self._coming: Iterator[tuple[Key, Tensor]] = iter(())
+        self._coming: Generator[tuple[Key, Tensor], None, None] | None = None
+
+    def close(self) -> None:
+        """Make no more chunks."""
+        if self._coming is not None:
+            self._coming.close()
+        self._coming = None
 
     def draw(self, step: int, slot: int) -> Drawn:
         """A slide of a step."""
@@ -166,8 +172,9 @@ class PatchStream:
         return Drawn(name, choice.table, self._draws.targets[choice.row], chunks)
 
     def _take(self, key: Key) -> Tensor:
-        found, pixels = next(self._coming, (None, None))
-        if found != key:  # the first chunk of a run, or of one that was resumed
+        found, pixels = next(self._coming, (None, None)) if self._coming else (None, None)
+        if found != key or self._coming is None:  # the first chunk of a run, or of one that was resumed
+            self.close()
             self._coming = feed(self._draws, self._keys_from(*key[:2]), workers=self._workers)
             found, pixels = next(self._coming)
         if found != key or pixels is None:

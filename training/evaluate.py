@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from napari_msamil.files import write_atomically
 from napari_msamil.models.bag import load_provenance
 from napari_msamil.models.card import Card
-from napari_msamil.models.files import write_atomically
 from napari_msamil.models.model import Model, load_model, save_model
 
 from .calibration import fit_temperature
@@ -25,9 +25,10 @@ from .metrics import over_folds, summarise
 from .multilabel import summarise_each
 from .predictions import Predictions, Temperature
 from .run import Run, class_counts, versions
-from .stages import Fold
+from .stages import Fold, stages_of
 
-MODEL, RESULT, LOGITS = "model.safetensors", "result.json", "logits.json"
+MODEL, AGGREGATOR = "model.safetensors", "aggregator.safetensors"
+RESULT, LOGITS = "result.json", "logits.json"
 _log = logging.getLogger(__name__)
 
 
@@ -37,19 +38,25 @@ def evaluate_fold(fold: Fold) -> None:
     if (fold.folder / RESULT).exists():
         _log.info("fold %d was tested before; its test part stays closed", fold.number)
         return
-    fold.take_over(("segment", "end-to-end", "mil"))  # raises unless all of them are over
-    fold.take_over(("end-to-end",))
+    fold.take_over(stages_of(run)[:-1])  # raises unless all of them are over
     model = fold.model.eval()
-    rows = fold.parts.test.tolist()
-    before = _predictions(run, rows, _logits(model, _test_bags(fold, "lesion")))  # the bags know no aggregator
-    fold.take_over(("mil",))
+    rows = fold.tested()
+    before = None
+    if not run.features:
+        fold.take_over(("end-to-end",))
+        before = _predictions(
+            run, rows, _logits(model, _test_bags(fold, rows, "lesion"))
+        )  # the bags know no aggregator
+        fold.take_over(("mil",))
     held = _predictions(run, fold.held(), _logits(model, fold.bags(fold.held())))
     temperature = fit_temperature(held)
     segment = fold.segment_figures()
     selection: dict[str, Any] = {}
     by_choice: dict[str, Predictions] = {}
-    for choice in run.config.evaluate.selection:
-        bags = _test_bags(fold, choice)
+    if run.features:  # the choice of patches was made where they were
+        by_choice["lesion"] = _predictions(run, rows, _logits(model, fold.bags(rows)))
+    for choice in () if run.features else run.config.evaluate.selection:
+        bags = _test_bags(fold, rows, choice)
         by_choice[choice] = _predictions(run, rows, _logits(model, bags))
         selection[choice] = _figures_of(run, by_choice[choice]) | _cost(bags)
     test = by_choice["lesion"]
@@ -62,7 +69,8 @@ def evaluate_fold(fold: Fold) -> None:
         },
         "validation": _summary(run, held),
         "test": _summary(run, test),
-        "test_before_mil": _summary(run, before),
+        "test_before_mil": _summary(run, before) if before else None,
+        "left_out": sorted(run.cohort.slides[row].path.name for row in fold.left_out(rows)),
         "temperature": temperature,
         "test_calibrated": _summary(run, test, temperature),
         "segment": segment,
@@ -75,8 +83,10 @@ def evaluate_fold(fold: Fold) -> None:
         test.write_csv(fold.folder / "predictions-test.csv", temperature=temperature)
         held.write_csv(fold.folder / "predictions-validation.csv", temperature=temperature)
         model.card = _finished_card(run, fold, result)
-        save_model(model, fold.folder / MODEL, overwrite=True)
-        logits = {"rows": rows, "logits": test.logits.tolist(), "before_mil": before.logits.tolist()}
+        save_model(model, fold.folder / model_name(run), overwrite=True)
+        logits = {"rows": rows, "logits": test.logits.tolist()}
+        if before:
+            logits["before_mil"] = before.logits.tolist()
         _write_json(fold.folder / LOGITS, logits)
         _write_json(fold.folder / RESULT, result)
     wait_for_all()
@@ -98,9 +108,9 @@ def finish(run: Run) -> Path | None:
     logits = {fold: json.loads((folder / LOGITS).read_text()) for fold, folder in folders.items()}
     tests = {fold: _predictions(run, one["rows"], np.array(one["logits"])) for fold, one in logits.items()}
     pooled = Predictions.pooled(list(tests.values()))
-    before = Predictions.pooled(
-        [_predictions(run, one["rows"], np.array(one["before_mil"])) for one in logits.values()]
-    )
+    before = [
+        _predictions(run, one["rows"], np.array(one["before_mil"])) for one in logits.values() if "before_mil" in one
+    ]
     temperature = np.concatenate([[results[fold]["temperature"]] * len(tests[fold].slides) for fold in tests])
     overall = _summary(run, pooled)
     if overall["auc"] is not None:
@@ -111,7 +121,8 @@ def finish(run: Run) -> Path | None:
     loss_figure([folder / "log.jsonl" for folder in folders.values()], run.folder / "loss.png")
     pooled.write_csv(run.folder / "predictions.csv", temperature=temperature)
     chosen = max(results, key=lambda fold: (results[fold]["validation"]["auc"] or 0.0, -fold))
-    _copy(folders[chosen] / MODEL, run.folder / MODEL)
+    model = model_name(run)
+    _copy(folders[chosen] / model, run.folder / model)
     everything = range(len(run.cohort.slides))
     write_report(
         run.folder,
@@ -129,25 +140,49 @@ def finish(run: Run) -> Path | None:
             "versions": versions(),
             "folds": list(results.values()),
             "pooled": overall,
-            "pooled_before_mil": _summary(run, before),
+            "pooled_before_mil": _summary(run, Predictions.pooled(before)) if before else None,
             "pooled_calibrated": _summary(run, pooled, temperature),
             "mean": over_folds([one["test"] for one in results.values()]),
             "notes": [
-                f"{MODEL} is the model of fold {chosen}, which has the best AUC on its own validation slides; its test "
-                "slides had no part in that choice."
+                f"{model} is the model of fold {chosen}, which has the best AUC on its own validation slides; its test "
+                "slides had no part in that choice.",
+                *_notes(
+                    run,
+                    sorted({*run.left_out, *(name for one in results.values() for name in one.get("left_out", ()))}),
+                ),
             ],
         },
     )
-    return run.folder / MODEL
+    return run.folder / model
 
 
-def _test_bags(fold: Fold, choice: Selection) -> StoredBags:
+def model_name(run: Run) -> str:
+    """Name of the file that a run leads to; one that classifies no slide is not called a model."""
+    return AGGREGATOR if run.features else MODEL
+
+
+def _notes(run: Run, left_out: list[str]) -> list[str]:
+    """What a run cannot say that left out slides, or that learned from features made elsewhere."""
+    notes = [f"How it does on slides like these, which could not be read: {', '.join(left_out)}."] if left_out else []
+    if not run.features:
+        return notes
+    return [
+        *notes,
+        f"There is no {MODEL}: the features were made elsewhere ({run.card.features}), and without their extractor no "
+        f"slide can be classified, in napari or by msamil classify. {AGGREGATOR} holds the aggregator alone; "
+        "`napari_msamil.load_model(file, aggregator_alone=True).aggregate(bag)` takes bags of the same "
+        "features, as `napari_msamil.training.h5.FeatureFolders` reads them.",
+        "How the extractor of the features was trained, and whether it has seen these slides.",
+    ]
+
+
+def _test_bags(fold: Fold, rows: list[int], choice: Selection) -> StoredBags:
     """Bags of the test slides; the only place where they are read."""
     run = fold.run
     return extract_bags(
         fold.model,
         run.cohort.slides,
-        fold.parts.test.tolist(),
+        rows,
         fold.folder / "test" / choice,
         device=run.device,
         selection=choice,
@@ -229,7 +264,7 @@ def _finished_card(run: Run, fold: Fold, result: dict[str, Any]) -> Card:
 def _copy(source: Path, target: Path) -> None:
     with source.open("rb") as file:
         write_atomically(target, lambda out: shutil.copyfileobj(file, out))
-    load_model(target)  # what the plugin will open
+    load_model(target, aggregator_alone=target.name == AGGREGATOR)  # what the plugin will open
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

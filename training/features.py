@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,9 +32,10 @@ _log = logging.getLogger(__name__)
 class StoredBags(Sequence[Bag]):
     """Bags that are read from their files when they are asked for."""
 
-    def __init__(self, files: Sequence[Path]) -> None:
-        """Of these files, in this order."""
+    def __init__(self, files: Sequence[Path], read: Callable[[Path], Bag] = load_bag) -> None:
+        """Of these files, in this order, each read by ``read``."""
         self.files = list(files)
+        self._read = read
 
     def __len__(self) -> int:
         """How many."""
@@ -42,11 +43,11 @@ class StoredBags(Sequence[Bag]):
 
     def __getitem__(self, at: Any) -> Any:
         """The bag at a place; bags of a slice stay in their files."""
-        return StoredBags(self.files[at]) if isinstance(at, slice) else load_bag(self.files[at])
+        return StoredBags(self.files[at], self._read) if isinstance(at, slice) else self._read(self.files[at])
 
     def __iter__(self) -> Iterator[Bag]:
         """One after the other."""
-        return (load_bag(file) for file in self.files)
+        return map(self._read, self.files)
 
 
 def digest(model: Model) -> str:
@@ -92,7 +93,7 @@ def extract_bags(
         provenance = {
             "program": __version__,
             "model": made_by,
-            "slide": _identity(slides[row].path),
+            "slide": identity(slides[row].path),
             "mpp": slides[row].mpp,
             "precision": device.precision,
             "selection": [selection, random, seed, row] if selection == "random" else [selection],
@@ -153,8 +154,8 @@ def bag_of_slide(
     return make_bag(features, table), {"fallback": fallback}
 
 
-def _identity(path: Path) -> list[Any]:
-    """What tells a slide file from another, without reading all of it: name, size, and its first and last megabyte."""
+def identity(path: Path) -> list[Any]:
+    """What tells a file from another, without reading all of it: name, size, and its first and last megabyte."""
     size = path.stat().st_size
     total = hashlib.sha256()
     with path.open("rb") as file:

@@ -1,7 +1,7 @@
 """Makes what a training step needs before it is asked for, in a thread or in processes of its own."""
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from typing import Generic, Protocol, TypeVar
@@ -26,8 +26,8 @@ class Maker(Protocol[Key_contra, Value_co]):
         ...
 
 
-def feed(maker: Maker[Key, Value], keys: Iterable[Key], *, workers: int = 0) -> Iterator[Value]:
-    """The values of some keys, in their order, made ahead.
+def feed(maker: Maker[Key, Value], keys: Iterable[Key], *, workers: int = 0) -> Generator[Value, None, None]:
+    """The values of some keys, in their order, made ahead; closing it ends the thread or the processes.
 
     Args:
         maker: Makes them.
@@ -40,7 +40,7 @@ def feed(maker: Maker[Key, Value], keys: Iterable[Key], *, workers: int = 0) -> 
     return _by_processes(maker, keys, workers) if workers else _by_thread(maker, keys)
 
 
-def _by_thread(maker: Maker[Key, Value], keys: Iterable[Key]) -> Iterator[Value]:
+def _by_thread(maker: Maker[Key, Value], keys: Iterable[Key]) -> Generator[Value, None, None]:
     left = iter(keys)
     pool = ThreadPoolExecutor(1, "msamil-feed")
     try:
@@ -81,7 +81,7 @@ def _same(value: Value) -> Value:
     return value
 
 
-def _by_processes(maker: Maker[Key, Value], keys: Iterable[Key], workers: int) -> Iterator[Value]:
+def _by_processes(maker: Maker[Key, Value], keys: Iterable[Key], workers: int) -> Generator[Value, None, None]:
     loader: DataLoader[Value] = DataLoader(
         _Items(maker),
         sampler=_Keys(keys),  # type: ignore[arg-type]

@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score, roc_curve
 
-from napari_msamil.models.files import write_atomically
+from napari_msamil.files import write_atomically
 
 from .calibration import BINS, expected_calibration_error, reliability
 from .predictions import Predictions, Temperature

@@ -4,7 +4,7 @@ import csv
 import json
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from napari_msamil.errors import MsamilError
 
@@ -13,7 +13,10 @@ _log = logging.getLogger(__name__)
 
 
 class Log:
-    """``log.jsonl`` and ``log.csv`` in a folder, one line per note, shared by the stages of a run."""
+    """``log.jsonl`` and ``log.csv`` in a folder, one line per note, shared by the stages of a run.
+
+    Used as a context, which closes the TensorBoard file: what it holds back would be lost.
+    """
 
     def __init__(self, folder: Path, stage: str, *, resumed_at: int, tensorboard: bool = False) -> None:
         """Go on after step ``resumed_at``; lines of this stage from later steps are of work that was lost, and go.
@@ -30,7 +33,18 @@ class Log:
             if line["stage"] != stage or (line["step"] <= resumed_at and resumed_at > 0)
         ]
         self._rewrite()
-        self._writer = _tensorboard(folder / "tensorboard") if tensorboard else None
+        self._writer = None
+        if tensorboard:  # a folder for each stage: what is purged there would be purged in all of them
+            self._writer = summary_writer()(folder / "tensorboard" / stage, purge_step=resumed_at + 1)
+
+    def __enter__(self) -> Self:
+        """The log itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Write what TensorBoard's writer holds back."""
+        if self._writer is not None:
+            self._writer.close()
 
     def note(self, **values: Any) -> None:
         """Write one line; names are those of `COLUMNS`."""
@@ -71,7 +85,12 @@ def _rounded(value: Any) -> Any:
     return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
-def _tensorboard(folder: Path) -> Any:
+def summary_writer() -> Any:
+    """TensorBoard's writer.
+
+    Raises:
+        MsamilError: TensorBoard is not installed.
+    """
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
@@ -79,4 +98,4 @@ def _tensorboard(folder: Path) -> Any:
             'TensorBoard is asked for and not installed: pip install "napari-msamil[tensorboard]", or set '
             "machine.tensorboard to false."
         ) from error
-    return SummaryWriter(folder)  # type: ignore[no-untyped-call]
+    return SummaryWriter

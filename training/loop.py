@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -153,7 +153,6 @@ def train(
         state = State(**found)
         _log.info("%s: resumed at step %d of %d", plan.name, state.step, plan.steps)
     first = rank() == 0
-    log = Log(folder, plan.name, resumed_at=state.step, tensorboard=tensorboard) if first else None
     saved = time.monotonic()
     started = saved - state.seconds
 
@@ -166,6 +165,7 @@ def train(
 
     with (
         _asked_to_stop() as asked,
+        Log(folder, plan.name, resumed_at=state.step, tensorboard=tensorboard) if first else nullcontext() as log,
         tqdm(total=plan.steps, initial=state.step, desc=plan.name, unit="step", disable=None if first else True) as bar,
     ):
         while not state.over(plan):

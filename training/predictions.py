@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit, log_softmax, softmax
 
-from napari_msamil.models.files import write_atomically
+from napari_msamil.files import write_atomically
 
 from .labels import Label, membership, write_label
 

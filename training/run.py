@@ -7,16 +7,18 @@ import logging
 import platform
 import tomllib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from pydantic import ValidationError
 
 from napari_msamil.errors import MsamilError
+from napari_msamil.files import write_atomically
 from napari_msamil.inference.engine import Device, choose_device
-from napari_msamil.models.card import Card
-from napari_msamil.models.files import write_atomically
+from napari_msamil.models.card import Card, explain
 
 from .cohort import (
     Cohort,
@@ -26,12 +28,15 @@ from .cohort import (
     read_cohort,
     write_cohort,
 )
-from .config import Config, differences
+from .config import Config, ConfigError, differences
 from .distributed import rank, wait_for_all
 from .folds import Parts, split_cohort
+from .h5 import FeatureFolders
 from .labels import membership, write_label
+from .log import summary_writer
 
 CONFIG, COHORT, VERSIONS, SPLITS = "config.toml", "cohort.csv", "versions.json", "splits.csv"
+FEATURES = "features.json"
 _log = logging.getLogger(__name__)
 
 
@@ -50,6 +55,9 @@ class Run:
         card: Of the untrained model.
         device: Where it computes.
         command: That began it.
+        features: Where the features lie that are learned from instead of slides, or None.
+        feature_files: By slide, what tells its files of features from others.
+        left_out: Names of slides of the table whose features cannot be used, and which are not in the cohort.
     """
 
     folder: Path
@@ -58,6 +66,9 @@ class Run:
     card: Card
     device: Device
     command: str
+    features: FeatureFolders | None = None
+    feature_files: dict[str, Any] = field(default_factory=dict)
+    left_out: tuple[str, ...] = ()
 
     @property
     def bf16(self) -> bool:
@@ -91,13 +102,26 @@ def begin(config: Config, cohort: Cohort, folder: Path, *, command: str) -> Run:
     Raises:
         RunError: The folder holds something else, or a run with other settings or slides; each difference is named.
         CohortError: Slides cannot be trained on; each fault is named.
+        FeatureError: Features made elsewhere cannot be learned from; each fault is named.
+        MsamilError: TensorBoard is asked for and not installed.
+        ConfigError: The networks cannot be as wide as those features.
     """
     device = choose_device(config.machine.device)
+    if config.machine.tensorboard:
+        summary_writer()  # raises where it is not installed
     card = config.card(cohort.classes, exclusive=cohort.exclusive)
-    if not any(slide.lesion or slide.lesion_free for slide in cohort.slides):
+    features: FeatureFolders | None = None
+    files: dict[str, Any] = {}
+    bad: tuple[str, ...] = ()
+    if config.mil.features:
+        features = FeatureFolders(config.mil.features, card.scales_mpp)
+        slides, width, files = features.look_at(cohort.slides, skip_bad=config.machine.skip_bad_slides)
+        bad = tuple(slide.path.name for slide in cohort.slides if slide not in slides)
+        cohort, card = replace(cohort, slides=tuple(slides)), aggregator_card(card, width, config.mil.features)
+    elif not any(slide.lesion or slide.lesion_free for slide in cohort.slides):
         _log.warning("no slide has a known lesion: the segmenter stays untrained, and all tissue is looked at")
         card = _without_segmenter(card)
-    run = Run(folder, config, cohort, card, device, command)
+    run = Run(folder, config, cohort, card, device, command, features, files, bad)
     if rank() == 0:  # the others would see a folder that is half written
         _enter(run)
     wait_for_all()
@@ -108,12 +132,12 @@ def _enter(run: Run) -> None:
     """Make sure that the run may go on in its folder, or make the folder."""
     folder, config, cohort = run.folder, run.config, run.cohort
     if (folder / CONFIG).exists():
-        _refuse_changes(folder, config, cohort)
+        _refuse_changes(run)
         return
     if folder.exists() and any(folder.iterdir()):
         raise RunError(f"{folder} is not empty and holds no run: choose another --out.")
-    faults = check_cohort(cohort, folds=config.folds)
-    if faults and not config.machine.skip_bad_slides:
+    faults = check_cohort(cohort, folds=config.folds, files=not (run.features or config.machine.skip_bad_slides))
+    if faults:
         raise CohortError(f"{cohort.source} cannot be trained on: " + "; ".join(faults) + ".")
     run.parts()  # raises before anything is written
     _write_facts(run)
@@ -127,7 +151,25 @@ def _without_segmenter(card: Card) -> Card:
     )
 
 
-def _refuse_changes(folder: Path, config: Config, cohort: Cohort) -> None:
+def aggregator_card(card: Card, width: int, folders: Sequence[Path]) -> Card:
+    """The card of an aggregator alone that takes features of some width.
+
+    Raises:
+        ConfigError: Its other settings do not go with that width.
+    """
+    try:
+        aggregator = type(card.aggregator).model_validate(card.aggregator.model_dump() | {"dim": width})
+    except ValidationError as error:
+        raise ConfigError(
+            f"An aggregator cannot take features of {width} numbers a patch ({explain(error)}): set model.aggregator."
+        ) from error
+    extractor = card.extractor.model_copy(update={"out_dim": width})
+    source = f"{width} numbers a patch, from {', '.join(map(str, folders))}"
+    return card.model_copy(update={"aggregator": aggregator, "extractor": extractor, "features": source})
+
+
+def _refuse_changes(run: Run) -> None:
+    folder, config, cohort = run.folder, run.config, run.cohort
     try:
         before = Config.model_validate(tomllib.loads((folder / CONFIG).read_text(encoding="utf-8"))).fixed()
     except (OSError, ValueError) as error:
@@ -135,12 +177,19 @@ def _refuse_changes(folder: Path, config: Config, cohort: Cohort) -> None:
             f"{folder} holds a run whose settings cannot be read ({error}): choose another --out."
         ) from error
     changes = differences(before, config.fixed())
-    old, new = _by_path(read_cohort(folder / COHORT)), _by_path(cohort)
+    old, new = _by_path(read_cohort(folder / COHORT, files=not run.features)), _by_path(cohort)
     changed = sorted(str(path) for path in old.keys() | new.keys() if old.get(path) != new.get(path))
     if changed:
         changes.append(f"{len(changed)} row{'s' if len(changed) > 1 else ''} of the table changed, first {changed[0]}")
     elif list(old) != list(new):
         changes.append("the rows of the table stand in another order")
+    if run.features and not changes:
+        known = json.loads((folder / FEATURES).read_text(encoding="utf-8"))
+        changed = sorted(name for name, files in run.feature_files.items() if files != known[name])
+        if changed:
+            changes.append(
+                f"features of {len(changed)} slide{'s' if len(changed) > 1 else ''} changed, first {changed[0]}"
+            )
     if changes:
         raise RunError(f"{folder} cannot be gone on with: {'; '.join(changes)}. Use the old values, or another --out.")
 
@@ -164,6 +213,8 @@ def _write_facts(run: Run) -> None:
     for row, slide in enumerate(run.cohort.slides):
         label = write_label(slide.label)
         table.writerow([slide.path.name, slide.patient, label, *(_part_of(row, one) for one in parts.values())])
+    if run.features:
+        _write(folder / FEATURES, json.dumps(run.feature_files, indent=1))
     _write(folder / VERSIONS, json.dumps(facts, indent=2))
     _write(folder / SPLITS, text.getvalue())
     write_cohort(run.cohort.slides, folder / COHORT, overwrite=True)

@@ -1,8 +1,10 @@
 """The slides of a cohort as training sees them: thumbnails kept in a folder, patches read on the fly."""
 
 import logging
+import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,19 +16,21 @@ from torch import Tensor
 from tqdm import tqdm
 
 from napari_msamil.errors import MissingMppError, MsamilError, ReadError
+from napari_msamil.files import write_atomically
 from napari_msamil.inference.candidates import candidate_table, on_square, read_thumbnail
 from napari_msamil.models.card import Card
-from napari_msamil.models.files import write_atomically
 from napari_msamil.patches.grid import PatchTable
-from napari_msamil.patches.reader import read_patches
+from napari_msamil.patches.reader import PatchBatch, read_patches
 from napari_msamil.patches.tissue import tissue_mask
 from napari_msamil.slide.slide import Slide, open_slide
 
 from .annotations import read_lesion
 from .cohort import CohortError, CohortSlide
+from .distributed import gather, mine, rank
 
 Value = TypeVar("Value")
 _OPEN_SLIDES, _TABLES = 8, 256  # kept at a time in each process
+_READ_BATCH = 16  # patches at a time, by each thread that only looks whether they can be read
 _log = logging.getLogger(__name__)
 
 
@@ -65,11 +69,12 @@ class SlideStore:
         return {**self.__dict__, "_open": OrderedDict(), "_tables": OrderedDict()}
 
     def prepare(self, rows: Iterable[int], *, skip_bad: bool = False) -> list[int]:
-        """Read thumbnails and lesions that are not there yet.
+        """Read thumbnails and lesions that are not there yet; several processes share the work.
 
         Args:
             rows: Of the table.
-            skip_bad: Leave out slides that cannot be read, with a warning for each.
+            skip_bad: Read every patch that a stage may come to, and leave out slides that cannot be read, with a
+                warning for each. That is done once: a run that is gone on with leaves out the slides that it left out.
 
         Returns:
             The rows that can be used.
@@ -77,24 +82,44 @@ class SlideStore:
         Raises:
             CohortError: Names every slide that cannot be used.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        good, faults = [], []
-        for row in tqdm(list(rows), desc="thumbnails", unit="slide", disable=None):
-            try:
-                if not self._file(row).exists():
-                    self._prepare(row)
-            except MsamilError as error:
-                faults.append(f"{self.slides[row].path.name}: {error}")
-            else:
-                good.append(row)
-        if faults and not skip_bad:
+        rows = list(rows)
+        bar = tqdm(mine(rows), desc="slides", unit="slide", disable=None if rank() == 0 else True)
+        faults = gather([self._fault(row, read_all=skip_bad) for row in bar])
+        found = list(filter(None, faults))
+        if found and not skip_bad:
             raise CohortError(
-                f"{len(faults)} slide{'s' if len(faults) > 1 else ''} cannot be used: {'; '.join(faults)}. Repair or "
+                f"{len(found)} slide{'s' if len(found) > 1 else ''} cannot be used: {'; '.join(found)}. Repair or "
                 "remove them, or set machine.skip_bad_slides=true."
             )
-        for fault in faults:
-            _log.warning("left out: %s", fault)
-        return good
+        return [row for row, fault in zip(rows, faults, strict=True) if not fault]
+
+    def _fault(self, row: int, *, read_all: bool) -> str:
+        """Why a slide cannot be used, or nothing; with ``read_all`` it is kept beside the thumbnail."""
+        kept = self._file(row).with_suffix(".txt")
+        if read_all and kept.exists():
+            return kept.read_text(encoding="utf-8")
+        fault = ""
+        try:
+            if not self._file(row).exists():
+                self._prepare(row)
+            if read_all:
+                self._read_all(row)
+        except MsamilError as error:
+            name = self.slides[row].path.name
+            fault = str(error) if name in str(error) else f"{name}: {error}"
+        if read_all:
+            write_atomically(kept, lambda file: file.write(fault.encode()))
+            if fault:
+                _log.warning("left out: %s", fault)
+        return fault
+
+    def _read_all(self, row: int) -> None:
+        """Read each patch that touches tissue, at all scales, and forget it; whatever a stage draws is among them."""
+        table = self.table(row)
+        if not len(table):
+            raise MsamilError("it shows no tissue: there is nothing to learn from it.")
+        for _ in self._batches(row, table, batch_size=_READ_BATCH, workers=min(4, os.cpu_count() or 1)):
+            pass
 
     def prepared(self, row: int) -> Prepared:
         """What `prepare` kept of a slide."""
@@ -136,16 +161,24 @@ class SlideStore:
         Raises:
             ReadError: A patch cannot be read; the message names slide and place.
         """
-        slide, px = self.open(row), self.card.patch_px
+        px = self.card.patch_px
         pixels = np.empty((len(table), px, px, 3), np.uint8)
-        level0 = self.card.read == "level0"
-        for batch in read_patches(slide, table, np.arange(len(table)), batch_size=len(table), level0=level0):
-            if batch.failed:
-                at, reason = batch.failed[0]
-                x, y = table.coords[at].tolist()
-                raise ReadError(f"{slide.name}: the patch at x={x}, y={y} cannot be read ({reason}).")
+        for batch in self._batches(row, table, batch_size=len(table)):
             pixels[batch.rows] = batch.pixels
         return pixels
+
+    def _batches(self, row: int, table: PatchTable, *, batch_size: int, workers: int = 1) -> Iterator[PatchBatch]:
+        """All patches of a table of a slide; raises ReadError, naming slide and place, where one cannot be read."""
+        slide, rows, level0 = self.open(row), np.arange(len(table)), self.card.read == "level0"
+        with closing(
+            read_patches(slide, table, rows, batch_size=batch_size, workers=workers, level0=level0)
+        ) as batches:
+            for batch in batches:
+                if batch.failed:
+                    at, reason = batch.failed[0]
+                    x, y = table.coords[at].tolist()
+                    raise ReadError(f"{slide.name}: the patch at x={x}, y={y} cannot be read ({reason}).")
+                yield batch
 
     def _file(self, row: int) -> Path:
         return self.folder / f"{row:05d}.npz"

@@ -6,9 +6,11 @@ import logging
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from contextlib import closing
+from dataclasses import asdict, astuple
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from napari_msamil.models.model import Model, build_model
@@ -29,6 +31,11 @@ from .slides import SlideStore
 STAGES = ("segment", "end-to-end", "extract", "mil", "evaluate")
 _WARM_UP = 0.05  # share of a stage's steps in which the learning rate rises
 _log = logging.getLogger(__name__)
+
+
+def stages_of(run: Run) -> tuple[str, ...]:
+    """The stages that a run has: those that look at pixels fall away where features are given."""
+    return STAGES[STAGES.index("mil") :] if run.features else STAGES
 
 
 class Fold:
@@ -55,13 +62,20 @@ class Fold:
 
     def run_stage(self, stage: str) -> None:
         """Run a stage, or go on with it; those before it must be over."""
-        self.take_over(STAGES[: STAGES.index(stage)])
+        stages = stages_of(self.run)
+        if stage not in stages:
+            raise RunError(
+                f"Stage {stage} needs the pixels of slides: with mil.features there are {' and '.join(stages)}, or all."
+            )
+        self.take_over(stages[: stages.index(stage)])
         began = time.monotonic()
         {"segment": self._segment, "end-to-end": self._end_to_end, "extract": self._extract, "mil": self._mil}[stage]()
         _log.info("fold %d: %s took %.0f s", self.number, stage, time.monotonic() - began)
 
     def _start_from_imagenet(self) -> None:
         card, config = self.run.card, self.run.config
+        if self.run.features:
+            return  # neither network is there
         if config.weights == "imagenet":
             start_from_imagenet((self.model.segmenter.net.encoder, card.segmenter.encoder))
         if config.end_to_end.start == "imagenet":
@@ -77,10 +91,29 @@ class Fold:
         """Rows that weights are chosen by."""
         return [row for row in self.parts.validation.tolist() if row in self._good()]
 
+    def tested(self) -> list[int]:
+        """Rows that the weights are tested on. Where bad slides are left out this reads them: only `evaluate` asks."""
+        rows: list[int] = self.parts.test.tolist()
+        if self.run.features or not self.run.config.machine.skip_bad_slides:
+            return rows
+        good = self._store.prepare(rows, skip_bad=True)
+        if not good:
+            raise RunError(f"Fold {self.number} has no test slide that can be read.")
+        return good
+
+    def left_out(self, tested: Sequence[int]) -> set[int]:
+        """Rows of the fold that are not used, given those that are tested."""
+        return {*np.concatenate(astuple(self.parts)).tolist()} - {*self.training(), *self.held(), *tested}
+
     def _good(self) -> list[int]:
         if self._usable is None:
             rows = [*self.parts.training.tolist(), *self.parts.validation.tolist()]
+            if self.run.features:
+                return rows
             self._usable = self._store.prepare(rows, skip_bad=self.run.config.machine.skip_bad_slides)
+            for part in ("training", "validation"):
+                if not set(getattr(self.parts, part).tolist()) & set(self._usable):
+                    raise RunError(f"Fold {self.number} has no {part} slide that can be read.")
         return self._usable
 
     # ---- stages
@@ -128,21 +161,22 @@ class Fold:
         draws = PatchDraws(self._store, self.run.config, self.targets, self.training(), self.held())
         one_pass = settings.freeze or settings.bn == "train"
         stream = PatchStream(draws, passes=1 if one_pass else 2, workers=self.run.config.machine.workers)
-        state = train_end_to_end(
-            self.model,
-            stream.draw,
-            stream.held,
-            plan=self._end_to_end_plan(),
-            folder=self.folder,
-            slides=settings.accum,
-            encoder_rate=settings.lr_encoder / settings.lr_mil,
-            freeze=settings.freeze,
-            bn_trains=settings.bn == "train",
-            label_smoothing=settings.label_smoothing,
-            bf16=self.run.bf16 and settings.precision == "auto",
-            resume=True,
-            tensorboard=self.run.config.machine.tensorboard,
-        )
+        with closing(stream):
+            state = train_end_to_end(
+                self.model,
+                stream.draw,
+                stream.held,
+                plan=self._end_to_end_plan(),
+                folder=self.folder,
+                slides=settings.accum,
+                encoder_rate=settings.lr_encoder / settings.lr_mil,
+                freeze=settings.freeze,
+                bn_trains=settings.bn == "train",
+                label_smoothing=settings.label_smoothing,
+                bf16=self.run.bf16 and settings.precision == "auto",
+                resume=True,
+                tensorboard=self.run.config.machine.tensorboard,
+            )
         self._note("end-to-end", state, "validation AUC")
 
     def _end_to_end_plan(self) -> Plan:
@@ -157,7 +191,9 @@ class Fold:
         self.bags([*self.training(), *self.held()])
 
     def bags(self, rows: Sequence[int]) -> StoredBags:
-        """Bags of lesion patches of some slides."""
+        """Bags of lesion patches of some slides, or of all patches whose features were given."""
+        if self.run.features:
+            return self.run.features.bags_of([self.run.cohort.slides[row] for row in rows])
         self.model.eval()
         return extract_bags(
             self.model,

@@ -19,7 +19,7 @@ from napari_msamil.errors import MissingMppError, MsamilError
 from napari_msamil.inference.candidates import candidate_table, choose_patches
 from napari_msamil.inference.engine import Device, choose_device, tune_allocator
 from napari_msamil.inference.geojson import Polygon, polygon_mask, read_polygons
-from napari_msamil.inference.prediction import FEW_PATCHES, Prediction
+from napari_msamil.inference.prediction import Prediction
 from napari_msamil.patches.grid import PatchTable
 from napari_msamil.patches.select import Selection
 from napari_msamil.slide.slide import Slide, open_slide
@@ -187,15 +187,18 @@ def classify_steps(request: Request) -> Generator[Progress, None, Prediction]:
         )
 
 
-def open_model(model: str | Path | Model) -> Model:
-    """Load a model file for inference, or the bundled one by the name "demo"; a loaded model is returned as it is."""
+def open_model(model: str | Path | Model, *, aggregator_alone: bool = False) -> Model:
+    """Load a model file for inference, or the bundled one by the name "demo"; a loaded model is returned as it is.
+
+    See `load_model` for ``aggregator_alone``.
+    """
     tune_allocator()  # before torch starts threads
     from napari_msamil.models.model import Model, load_model
     from napari_msamil.resources import demo_model_path
 
     if isinstance(model, Model):
         return model
-    return load_model(demo_model_path() if str(model) == "demo" else Path(model))
+    return load_model(demo_model_path() if str(model) == "demo" else Path(model), aggregator_alone=aggregator_alone)
 
 
 def _nothing(request: Request, table: PatchTable, selection: Selection) -> str:
@@ -218,9 +221,6 @@ def _nothing(request: Request, table: PatchTable, selection: Selection) -> str:
 def _notes(request: Request, patches: int, unread: int) -> tuple[str, ...]:
     """What a reader of the result should know about how it came about."""
     notes = []
-    read = patches - unread
-    if read < FEW_PATCHES:
-        notes.append(f"the result rests on {read} patch{'es' if read > 1 else ''} only")
     if unread:
         notes.append(f"{unread} of {patches} patches could not be read and were left out")
     if request.region is not None:

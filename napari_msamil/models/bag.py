@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from napari_msamil.errors import MsamilError
-from napari_msamil.models.files import write_atomically
+from napari_msamil.files import write_atomically
 
 _FORMAT = 1
 

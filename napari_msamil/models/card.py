@@ -89,6 +89,8 @@ class Card(Frozen):
         segmenter: Settings of the UNet++.
         extractor: Settings of encoder and Transformer.
         aggregator: Settings of the multiple-instance method; its `method` names the method.
+        features: Of an aggregator alone, which was trained on features made elsewhere: how wide they are and where they
+            came from. It has no segmenter and no extractor, whatever is said of them here, and classifies no slide.
         cpu_precision: `bf16` once the extractor was shown to give the same probabilities in it; CPUs that compute it
             natively are then 1.6 times faster.
         lesion_label: What the lesion mask shows, e.g. "neoplastic glands".
@@ -119,6 +121,7 @@ class Card(Frozen):
     segmenter: SegmenterConfig = SegmenterConfig()
     extractor: ExtractorConfig = ExtractorConfig()
     aggregator: MsaMilConfig = MsaMilConfig()
+    features: str = ""
     cpu_precision: Literal["fp32", "bf16"] = "fp32"
     lesion_label: str = "lesion"
     dataset: str = ""

@@ -1,14 +1,11 @@
-"""Files that are whole or not there: atomic writing, and the container of a model with its checksum."""
+"""The file of a model: weights and card in one container, with its checksum."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import IO
 
 import torch
 from safetensors import SafetensorError
@@ -16,30 +13,12 @@ from safetensors import torch as st
 from torch import Tensor
 
 from napari_msamil.errors import ModelFileError
+from napari_msamil.files import write_atomically
 
 _MARK = "napari_msamil"  # header key that tells our files from other safetensors
 _CARD = "card"
 _SUM = "content_sha256"
 _AGAIN = "Copy or download the file again."
-
-
-def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Writes beside the target and moves into place, so that a reader never sees half a file.
-
-    Args:
-        path: The file to make or replace.
-        write: Called with the open temporary file.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}-{threading.get_ident()}")
-    try:
-        with temporary.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _content_sha256(card: str, tensors: Mapping[str, Tensor]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -24,18 +25,21 @@ class Model(nn.Module):
 
     Attributes:
         card: What the model is and expects.
-        segmenter: Thumbnail -> lesion logits.
+        segmenter: Thumbnail -> lesion logits. Like the extractor it is missing where the card names features made
+            elsewhere: of such a model only `aggregate` can be used.
         extractor: Normalised patches -> features.
         aggregator: Bag -> logits and attention.
         sha256: SHA-256 of the file it was loaded from; None for a model that was built.
         folded: Whether it is a copy for inference, which cannot be saved.
     """
 
-    def __init__(self, card: Card, segmenter: Segmenter, extractor: Extractor, aggregator: Aggregator) -> None:
+    def __init__(
+        self, card: Card, segmenter: Segmenter | None, extractor: Extractor | None, aggregator: Aggregator
+    ) -> None:
         super().__init__()
         self.card = card
-        self.segmenter = segmenter
-        self.extractor = extractor
+        self.segmenter = cast(Segmenter, segmenter)  # not None, but for an aggregator alone
+        self.extractor = cast(Extractor, extractor)
         self.aggregator = aggregator
         self.sha256: str | None = None
         self.folded = False
@@ -150,8 +154,8 @@ def build_model(card: Card, *, seed: int | None = None) -> Model:
             torch.seed()
         else:
             torch.manual_seed(seed)
-        segmenter = Segmenter(card.segmenter)
-        extractor = Extractor(card.extractor, patch_px=card.patch_px)
+        segmenter = None if card.features else Segmenter(card.segmenter)
+        extractor = None if card.features else Extractor(card.extractor, patch_px=card.patch_px)
         aggregator = aggregator_class(card.method)(
             card.aggregator, classes=len(card.classes), scales=len(card.scales_mpp)
         )
@@ -194,15 +198,25 @@ def save_model(model: Model, path: str | Path, *, half: bool = False, overwrite:
     return write_model_file(path, model.card.to_json(), tensors)
 
 
-def load_model(path: str | Path) -> Model:
+def load_model(path: str | Path, *, aggregator_alone: bool = False) -> Model:
     """Reads a model file: float32 on the CPU, in evaluation mode. No code in the file is ever run.
 
+    Args:
+        path: The file.
+        aggregator_alone: Whether a file is welcome that holds an aggregator without the extractor of its features.
+
     Raises:
-        ModelFileError: The file is missing, cut, changed, made by something else or by a newer version.
+        ModelFileError: The file is missing, cut, changed, made by something else or by a newer version; or it holds an
+            aggregator alone, and that is not welcome.
     """
     path = Path(path)
     text, tensors, sha256 = read_model_file(path)
     card = Card.from_json(text, source=str(path))
+    if card.features and not aggregator_alone:
+        raise ModelFileError(
+            f"{path} cannot classify a slide: it is an aggregator alone, trained on features made elsewhere "
+            f"({card.features}), without their extractor. Use a model that was trained on slides."
+        )
     try:
         model = build_model(card, seed=0)
     except (ValueError, KeyError, RuntimeError, TypeError) as error:

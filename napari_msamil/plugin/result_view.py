@@ -151,7 +151,7 @@ class ResultView(QWidget):
         """Fill in a result; `scale`, `values` and `opacity` say how its maps are shown now."""
         lines = [f"{name}  {percent(probability)}" for name, probability in prediction.found]
         self.headline.setText("\n".join(lines) or prediction.headline)
-        self.headline.setStyleSheet(f"color: {FAINT}; font-weight: normal;" if prediction.weak else "")
+        self.headline.setStyleSheet(f"color: {FAINT};" if prediction.weak else "")
         self.weak.setText(f"⚠ Weak evidence: {prediction.weak}")
         self.weak.setVisible(bool(prediction.weak))
         self.notice.setText(f"Model: {prediction.model_name}\n{RESEARCH_USE}")

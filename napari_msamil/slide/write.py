@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import tifffile
 from numpy.typing import NDArray
 from PIL import Image
+
+from napari_msamil.files import write_atomically
 
 TILE_PX = 256
 SMALLEST_PX = 512
@@ -30,10 +32,9 @@ def write_slide(path: str | Path, rgb: NDArray[np.uint8], *, mpp: float, softwar
         The path written.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-    try:
-        with tifffile.TiffWriter(unfinished) as tiff:
+
+    def write(file: IO[bytes]) -> None:
+        with tifffile.TiffWriter(file) as tiff:
             for number, level in enumerate(_pyramid(rgb)):
                 pixels_per_cm = 10_000 / mpp / 2**number
                 tiff.write(
@@ -48,9 +49,8 @@ def write_slide(path: str | Path, rgb: NDArray[np.uint8], *, mpp: float, softwar
                     metadata=None,
                     software=software,
                 )
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+
+    write_atomically(path, write)
     return path
 
 

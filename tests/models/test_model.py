@@ -14,9 +14,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from napari_msamil.errors import ModelFileError, MsamilError
+from napari_msamil.files import write_atomically
 from napari_msamil.models.bag import Bag
 from napari_msamil.models.card import Card, preset_card
-from napari_msamil.models.files import read_model_file, write_atomically, write_model_file
+from napari_msamil.models.files import read_model_file, write_model_file
 from napari_msamil.models.model import Model, build_model, load_model, save_model
 
 

@@ -49,6 +49,22 @@ def test_best_weights_are_left_in_the_model(tmp_path: Path) -> None:
     assert left == pytest.approx(max(line["score"] for line in lines if line["score"] is not None), abs=1e-4)
 
 
+def test_tensorboard_holds_what_the_log_holds_and_lost_work_is_purged(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard", reason="the extra tensorboard is not installed")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    fit(tmp_path, tensorboard=True, stop_after=6)  # the last checkpoint is at step 4
+    fit(tmp_path, tensorboard=True, resume=True)
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    events = EventAccumulator(str(tmp_path / "tensorboard" / "fit")).Reload()
+    assert events.Tags()["scalars"] == ["fit/loss", "fit/gradient", "fit/rate", "fit/score"]
+    for name in ("loss", "score", "gradient", "rate"):
+        expected = [(line["step"], line[name]) for line in lines if line[name] is not None]
+        found = [(event.step, event.value) for event in events.Scalars(f"fit/{name}")]
+        assert found == [(step, pytest.approx(value, rel=1e-6)) for step, value in expected], name
+    assert [line["step"] for line in lines] == list(range(1, 13))
+
+
 def test_another_plan_does_not_resume(tmp_path: Path) -> None:
     fit(tmp_path)
     with pytest.raises(CheckpointError, match=r"learning_rate was 0\.05 and is now 0\.1"):

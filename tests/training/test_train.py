@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from napari_msamil import classify, load_model
+from napari_msamil.errors import MsamilError
 from napari_msamil.slide.slide import Slide
 from napari_msamil.training import command, evaluate
 from napari_msamil.training.cohort import CohortError, read_cohort
@@ -197,6 +198,16 @@ def test_faults_of_slides_are_told_before_anything_is_written(cohort: Path, tmp_
     )
     with pytest.raises(CohortError, match=r"bad\.tif"):
         train("all", table, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_without_tensorboard_one_sentence_comes_before_any_work(
+    cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("tensorboard", "torch.utils.tensorboard"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(MsamilError, match=r'not installed: pip install "napari-msamil\[tensorboard\]", or set machine'):
+        train("all", cohort, tmp_path / "run", "machine.tensorboard=true")
     assert not (tmp_path / "run").exists()
 
 

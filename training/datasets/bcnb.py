@@ -10,13 +10,13 @@ size. 20x is taken as 0.5 µm per pixel; give ``mpp`` if you know it better. Non
 """
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from napari_msamil.files import write_atomically
 from napari_msamil.inference.geojson import Polygon, multipolygon
 
 from ..cohort import CohortError, CohortSlide
@@ -130,13 +130,9 @@ def _write_lesion(path: Path, polygons: tuple[Polygon, ...]) -> Path | None:
     if not polygons:
         return None
     feature = {"type": "Feature", "geometry": multipolygon(polygons), "properties": {"objectType": "annotation"}}
-    unfinished = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+    text = json.dumps({"type": "FeatureCollection", "features": [feature]})
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished.write_text(json.dumps({"type": "FeatureCollection", "features": [feature]}), encoding="utf-8")
-        unfinished.replace(path)
+        write_atomically(path, lambda file: file.write(text.encode()))
     except OSError as error:
         raise CohortError(f"{path} cannot be written ({error.strerror}); choose another folder.") from error
-    finally:
-        unfinished.unlink(missing_ok=True)
     return path

@@ -1,13 +1,14 @@
 """What all adapters do alike: name what is missing, all of it at once, and write masks and the table."""
 
 import csv
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+
+from napari_msamil.files import write_atomically
 
 from ..cohort import CohortError, CohortSlide, refuse_existing, write_cohort
 
@@ -66,11 +67,6 @@ def require_columns(path: Path, header: Sequence[str], columns: Sequence[str]) -
 
 def write_mask(path: Path, lesion: NDArray[np.bool_]) -> Path:
     """Write a lesion mask (h, w) bool as PNG, 255 where lesion; the file appears only when it is complete."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-    try:
-        Image.fromarray(lesion.astype(np.uint8) * 255).save(unfinished, format="PNG")
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    picture = Image.fromarray(lesion.astype(np.uint8) * 255)
+    write_atomically(path, lambda file: picture.save(file, format="PNG"))
     return path
