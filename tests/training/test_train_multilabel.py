@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import tifffile
@@ -154,3 +155,24 @@ def test_a_class_that_every_slide_has_is_refused_before_anything_is_written(coho
     with pytest.raises(CohortError, match="every slide has class 'violet'"):
         train(table, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_on_features_made_elsewhere_each_class_is_learned_whatever_the_other_is(tmp_path: Path) -> None:
+    rows, rng = ["slide,labels,patient"], np.random.default_rng(0)
+    for number in range(24):
+        label = [name for bit, name in enumerate(CLASSES) if number >> bit & 1]
+        rows.append(f"s{number:02d}.svs,{';'.join(label) or 'none'},p{number:02d}")
+        features = rng.normal(0, 1, (20, 16)).astype(np.float32)
+        for place, name in enumerate(CLASSES):
+            features[6 * place : 6 * place + 6, place] += 6 * (name in label)
+        with h5py.File(tmp_path / f"s{number:02d}.h5", "w") as file:
+            file["features"] = features
+            file["coords"] = np.stack(np.meshgrid(np.arange(5), np.arange(4)), -1).reshape(-1, 2) * 512
+    table = tmp_path / "cohort.csv"
+    table.write_text("\n".join(rows) + "\n")
+    settings = ["model.scales_mpp=[0.5]", "machine.device=cpu", "run_folds=[]", f"mil.features={tmp_path}"]
+    settings += ["mil.epochs=12", "mil.learning_rate=0.003", "mil.label_smoothing=0.05"]
+    run_training("all", preset="tiny", settings=settings, cohort=table, out=tmp_path / "run", command="it")
+    pooled = json.loads((tmp_path / "run" / "metrics.json").read_text())["pooled"]
+    assert min(pooled["per_class"][name]["auc"] for name in CLASSES) > 0.85
+    assert "Classes do not exclude each other" in (tmp_path / "run" / "report.md").read_text()
