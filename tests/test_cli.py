@@ -212,7 +212,7 @@ def test_several_slides_load_the_model_once(
 
     loaded: list[Path] = []
     load = model.load_model
-    monkeypatch.setattr(model, "load_model", lambda path: (loaded.append(path), load(path))[1])
+    monkeypatch.setattr(model, "load_model", lambda path, **named: (loaded.append(path), load(path, **named))[1])
     done = runner.invoke(
         app, ["classify", *map(str, slides), "--out", str(tmp_path / "out"), "--model", str(model_file)]
     )

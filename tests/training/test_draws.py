@@ -44,4 +44,5 @@ def test_both_passes_see_the_same_patches_which_are_read_once_if_few(
         assert [len(chunk) for chunk in first] == [4, 2]
         for a, b in zip(first, second, strict=True):
             np.testing.assert_array_equal(a.numpy(), b.numpy())
+    stream.close()
     assert read.count((3, 0, 0)) == reads // 2
