@@ -18,6 +18,7 @@ class StageName(StrEnum):
     """What `msamil train` runs."""
 
     SEGMENT = "segment"
+    PRETRAIN = "pretrain"
     END_TO_END = "end-to-end"
     EXTRACT = "extract"
     MIL = "mil"

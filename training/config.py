@@ -53,6 +53,24 @@ class Segment(Frozen):
     patience: int = Field(default=10, ge=0)
 
 
+class Pretrain(Frozen):
+    """Stage "pretrain": the extractor learns which share of a single patch is lesion, before it sees any slide label.
+
+    Ours, not the paper's, which starts from ImageNet weights: to random ones, some hundred slide labels teach nothing.
+
+    Attributes:
+        steps: Optimiser steps; 0 leaves the stage out.
+        batch: Patches a step, six of each slide.
+        crop_px: Side of the piece of a patch that is learned from; 0 is the whole.
+        learning_rate: Peak rate of AdamW.
+    """
+
+    steps: int = Field(default=0, ge=0)
+    batch: int = Field(default=48, ge=1)
+    crop_px: int = Field(default=0, ge=0)
+    learning_rate: float = Field(default=2e-3, gt=0)
+
+
 class EndToEnd(Frozen):
     """Stage "end-to-end": extractor and aggregator together.
 
@@ -62,8 +80,8 @@ class EndToEnd(Frozen):
         sample: `uniform` draws evenly from the tissue patches of all scales, `quota` the same number of each scale.
         chunk: Patches that are held with their graph at a time; the memory of a step depends on it.
         accum: Slides whose gradients are added up before a step.
-        start: What the extractor's encoder starts from: `segmenter` takes the encoder of the lesion segmenter, `random`
-            random weights, `imagenet` those that timm downloads.
+        start: What the extractor's encoder starts from, in stage pretrain where there is one: `segmenter` takes the
+            encoder of the lesion segmenter, `random` random weights, `imagenet` those that timm downloads.
         freeze: Train the aggregator alone on an extractor that stays as it starts.
         lr_mil: Peak rate of the aggregator.
         lr_encoder: Peak rate of the extractor.
@@ -175,7 +193,7 @@ class Config(Frozen):
         run_folds: Numbers of the folds that are trained and tested; empty is all.
         validation: About which share of the slides that are not tested is held out for choosing.
         augment: Change colour, sharpness and orientation of what is learned from.
-        segment, end_to_end, mil, evaluate: The stages.
+        segment, pretrain, end_to_end, mil, evaluate: The stages.
         machine: Where it computes.
     """
 
@@ -188,6 +206,7 @@ class Config(Frozen):
     validation: float = Field(default=0.2, gt=0, lt=1)
     augment: bool = True
     segment: Segment = Segment()
+    pretrain: Pretrain = Pretrain()
     end_to_end: EndToEnd = EndToEnd()
     mil: Mil = Mil()
     evaluate: Evaluate = Evaluate()
@@ -199,6 +218,8 @@ class Config(Frozen):
         if given:
             raise ValueError(f"model.{given[0]} follows from the run and cannot be set")
         card = self.card(("a", "b"))  # raises where preset or model are wrong
+        if self.pretrain.crop_px > card.patch_px:
+            raise ValueError(f"pretrain.crop_px is {self.pretrain.crop_px}, but a patch has {card.patch_px} px")
         if self.end_to_end.start == "segmenter":
             shared = card.segmenter.encoder.removeprefix("tu-")
             if shared != card.extractor.encoder:

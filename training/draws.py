@@ -1,6 +1,6 @@
 """What each step of the end-to-end stage and of the segmenter draws from a cohort."""
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import count
@@ -19,12 +19,13 @@ from .augment import Look, apply_look, random_look
 from .config import Config
 from .distributed import rank, world
 from .end_to_end import Drawn, sample_rows
-from .feed import feed
+from .feed import Ahead, feed
 from .labels import sampling_groups
 from .segmentation import Thumbnail
 from .slides import SlideStore, pieces, tensor_of, turned
 
 _KEPT_BYTES = 64 * 2**20
+_OF_A_SLIDE = 6  # patches of a slide among those of a step of stage pretrain
 HELD = -1
 """Step number of the validation slides."""
 
@@ -110,16 +111,16 @@ class PatchDraws:
         parts = pieces(len(self.choice(step, slot).table), self.settings.chunk)
         return [(step, slot, number) for number, _ in enumerate(parts)]
 
-    def __getitem__(self, key: Key) -> tuple[Key, Tensor]:
-        """A chunk (n, P, P, 3): uint8, or float in 0..1 where its colours were changed; with its key."""
+    def __getitem__(self, key: Key) -> Tensor:
+        """A chunk (n, P, P, 3): uint8, or float in 0..1 where its colours were changed."""
         step, slot, number = key
         choice = self.choice(step, slot)
         part = list(pieces(len(choice.table), self.settings.chunk))[number]
         pixels = turned(self.store.pixels(choice.row, choice.table.take(np.arange(part.start, part.stop))), choice.turn)
         if choice.look is None:
-            return key, tensor_of(pixels)
+            return tensor_of(pixels)
         seed = int(np.random.default_rng([self.seed, 32, *key]).integers(2**31))
-        return key, apply_look(pixels, choice.look, generator=torch.Generator().manual_seed(seed))
+        return apply_look(pixels, choice.look, generator=torch.Generator().manual_seed(seed))
 
 
 class PatchStream:
@@ -130,24 +131,22 @@ class PatchStream:
         self._draws = draws
         self._passes = passes
         self._workers = workers
-        self._coming: Generator[tuple[Key, Tensor], None, None] | None = None
+        self._chunks = Ahead(draws, self._keys_from, workers=workers)
 
     def close(self) -> None:
         """Make no more chunks."""
-        if self._coming is not None:
-            self._coming.close()
-        self._coming = None
+        self._chunks.close()
 
     def draw(self, step: int, slot: int) -> Drawn:
         """A slide of a step."""
         keys = self._draws.keys(step, slot)
         if self._reads(step, slot) == self._passes:
-            return self._drawn(step, slot, lambda: map(self._take, keys))
+            return self._drawn(step, slot, lambda: map(self._chunks, keys))
         kept: list[Tensor] = []
 
         def chunks() -> Iterator[Tensor]:
             if not kept:
-                kept.extend(map(self._take, keys))
+                kept.extend(map(self._chunks, keys))
             return iter(kept)
 
         return self._drawn(step, slot, chunks)
@@ -164,31 +163,73 @@ class PatchStream:
 
     def _held(self, slot: int) -> Drawn:
         keys = self._draws.keys(HELD, slot)
-        return self._drawn(HELD, slot, lambda: (pixels for _, pixels in feed(self._draws, keys)))
+        return self._drawn(HELD, slot, lambda: feed(self._draws, keys))
 
     def _drawn(self, step: int, slot: int, chunks: Callable[[], Iterator[Tensor]]) -> Drawn:
         choice = self._draws.choice(step, slot)
         name = self._draws.store.slides[choice.row].path.name
         return Drawn(name, choice.table, self._draws.targets[choice.row], chunks)
 
-    def _take(self, key: Key) -> Tensor:
-        found, pixels = next(self._coming, (None, None)) if self._coming else (None, None)
-        if found != key or self._coming is None:  # the first chunk of a run, or of one that was resumed
-            self.close()
-            self._coming = feed(self._draws, self._keys_from(*key[:2]), workers=self._workers)
-            found, pixels = next(self._coming)
-        if found != key or pixels is None:
-            raise RuntimeError(f"chunk {key} is wanted and {found} comes: the two passes over a slide do not agree")
-        return pixels
-
-    def _keys_from(self, step: int, slot: int) -> Iterator[Key]:
-        """Keys of this slide and of all that follow, as often as they are passed over."""
+    def _keys_from(self, first: Key) -> Iterator[Key]:
+        """Keys of the slide that begins with this chunk, and of all that follow, as often as they are passed over."""
+        step, slot, _ = first
         mine = range(self._draws.settings.accum)[rank() :: world()]
         for number in count(step):
             for one in mine:
                 if number > step or one >= slot:
                     for _ in range(self._reads(number, one)):
                         yield from self._draws.keys(number, one)
+
+
+class PatchesWithLesion:
+    """Single patches of slides whose lesions are known, and their share of lesion, each step from its number alone."""
+
+    def __init__(self, store: SlideStore, config: Config, training: Sequence[int], held: Sequence[int]) -> None:
+        """Draw from the rows ``training``, show patches of the rows ``held`` as they are; their lesions are known."""
+        self._store = store
+        self._settings = config.pretrain
+        self._augment = config.augment
+        self._seed = config.seed
+        self._groups = _by_lesion(store, training)
+        self._held = tuple(held)
+
+    def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:
+        """Pixels (batch, px, px, 3) and share of lesion (batch,) float32 of a step."""
+        counts = [len(range(part.start, part.stop)) for part in pieces(self._settings.batch, _OF_A_SLIDE)]
+        parts = []
+        for slot, wanted in enumerate(counts):
+            rng = np.random.default_rng([self._seed, 21, step, slot])
+            group = self._groups[(step * len(counts) + slot) % len(self._groups)]
+            parts.append(self._some(group[rng.integers(len(group))], rng, wanted, changed=self._augment))
+        return torch.cat([pixels for pixels, _ in parts]), torch.cat([share for _, share in parts])
+
+    def held(self) -> list[tuple[Tensor, Tensor]]:
+        """Some patches of each validation slide, always the same."""
+        rngs = {row: np.random.default_rng([self._seed, 22, row]) for row in self._held}
+        return [self._some(row, rng, 2 * _OF_A_SLIDE, changed=False) for row, rng in rngs.items()]
+
+    def _some(self, row: int, rng: np.random.Generator, count: int, *, changed: bool) -> tuple[Tensor, Tensor]:
+        """Pieces of some patches of a slide, about as many of each scale; all are changed alike."""
+        table, side = self._store.table(row), self._store.card.patch_px
+        rows = sample_rows(table, rng, count, tissue=self._store.card.thresholds.tissue_fraction, quota=True)
+        table, px = table.take(rows), self._settings.crop_px or side
+        corners = rng.integers(side - px + 1, size=(len(rows), 2)).tolist()  # (x, y) in patch px
+        whole = self._store.pixels(row, table)
+        pixels = np.stack([one[y : y + px, x : x + px] for one, (x, y) in zip(whole, corners, strict=True)])
+        steps = np.array([table.footprint(int(scale)) for scale in table.scale]) / side  # level-0 px of a patch px
+        starts = table.coords + np.array(corners) * steps
+        share = torch.from_numpy(self._store.lesion_shares(row, starts, starts + px * steps))
+        if not changed:
+            return tensor_of(pixels), share
+        turn, look = int(rng.integers(8)), random_look(rng)
+        generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
+        return apply_look(turned(pixels, turn), look, generator=generator), share
+
+
+def _by_lesion(store: SlideStore, rows: Sequence[int]) -> list[list[int]]:
+    """Slides with a lesion, and those without one, as far as there are any."""
+    has = {row: bool(store.square(row)[1].any()) for row in rows}
+    return [group for group in ([r for r, x in has.items() if x], [r for r, x in has.items() if not x]) if group]
 
 
 class ThumbnailDraws:
@@ -200,8 +241,7 @@ class ThumbnailDraws:
         self._settings = config.segment
         self._augment = config.augment
         self._seed = config.seed
-        kept = {row: bool(store.square(row)[1].any()) for row in training}
-        self._groups = [g for g in ([r for r, x in kept.items() if x], [r for r, x in kept.items() if not x]) if g]
+        self._groups = _by_lesion(store, training)
 
     def __getitem__(self, step: int) -> list[tuple[Tensor, Tensor]]:
         """Pictures (px, px, 3) and lesions (px, px) bool."""

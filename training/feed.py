@@ -1,9 +1,9 @@
 """Makes what a training step needs before it is asked for, in a thread or in processes of its own."""
 
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
+from itertools import islice, tee
 from typing import Generic, Protocol, TypeVar
 
 import torch
@@ -38,6 +38,43 @@ def feed(maker: Maker[Key, Value], keys: Iterable[Key], *, workers: int = 0) -> 
         MsamilError: A process died; or what the maker raised.
     """
     return _by_processes(maker, keys, workers) if workers else _by_thread(maker, keys)
+
+
+class Ahead(Generic[Key, Value]):
+    """Values that are asked for one by one and made ahead; whoever asks out of order begins anew from there."""
+
+    def __init__(
+        self, maker: Maker[Key, Value], keys_from: Callable[[Key], Iterable[Key]], *, workers: int = 0
+    ) -> None:
+        """Make the values of keys.
+
+        Args:
+            maker: Makes them.
+            keys_from: From a key to itself and all that follow it.
+            workers: See `feed`.
+        """
+        self._maker = maker
+        self._keys_from = keys_from
+        self._workers = workers
+        self._keys: Iterator[Key] = iter(())
+        self._values: Generator[Value, None, None] | None = None
+
+    def __call__(self, key: Key) -> Value:
+        """The value of a key."""
+        if self._values is None or next(self._keys, None) != key:
+            self.close()
+            keys, self._keys = tee(self._keys_from(key))
+            self._values = feed(self._maker, keys, workers=self._workers)
+            first = next(self._keys)
+            if first != key:
+                raise RuntimeError(f"value {key} is asked for, and the series that begins there begins with {first}")
+        return next(self._values)
+
+    def close(self) -> None:
+        """Make no more of them."""
+        if self._values is not None:
+            self._values.close()
+        self._values = None
 
 
 def _by_thread(maker: Maker[Key, Value], keys: Iterable[Key]) -> Generator[Value, None, None]:

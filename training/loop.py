@@ -12,11 +12,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import torch
 from torch import nn
@@ -28,10 +27,9 @@ from .checkpoint import CheckpointError, load_checkpoint, put_back, save_checkpo
 from .distributed import all_parameters, rank, sum_gradients, total, wait_for_all
 from .log import Log
 
-__all__ = ["Ahead", "CheckpointError", "DivergedError", "Plan", "State", "StoppedError", "train"]
+__all__ = ["CheckpointError", "DivergedError", "Plan", "State", "StoppedError", "train"]
 
 _log = logging.getLogger(__name__)
-Batch = TypeVar("Batch")
 
 CHECKPOINT_SECONDS = 300.0
 """A checkpoint is never older than this by more than one step."""
@@ -73,22 +71,6 @@ class Plan:
     clip: float = 5.0
     seed: int = 0
     made_from: str = ""
-
-
-class Ahead(Generic[Batch]):
-    """Makes the next step's batch in a thread while this one's is learned from."""
-
-    def __init__(self, make: Callable[[int], Batch]) -> None:
-        """``make`` turns a step's number into its batch; the batch must depend on nothing else."""
-        self._make = make
-        self._pool = ThreadPoolExecutor(1)
-        self._coming: dict[int, Future[Batch]] = {}
-
-    def __call__(self, step: int) -> Batch:
-        """The batch of a step."""
-        mine = self._coming.pop(step, None) or self._pool.submit(self._make, step)
-        self._coming = {step + 1: self._pool.submit(self._make, step + 1)}
-        return mine.result()
 
 
 @dataclass

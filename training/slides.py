@@ -19,6 +19,8 @@ from napari_msamil.errors import MissingMppError, MsamilError, ReadError
 from napari_msamil.files import write_atomically
 from napari_msamil.inference.candidates import candidate_table, on_square, read_thumbnail
 from napari_msamil.models.card import Card
+from napari_msamil.patches.areas import cell_areas
+from napari_msamil.patches.areas import pieces as lay_out
 from napari_msamil.patches.grid import PatchTable
 from napari_msamil.patches.reader import PatchBatch, read_patches
 from napari_msamil.patches.tissue import tissue_mask
@@ -149,6 +151,23 @@ class SlideStore:
             return candidate_table(kept.size, kept.mpp, self.card, tissue=tissue, lesion=np.zeros_like(tissue))
 
         return _kept(self._tables, row, make, _TABLES)
+
+    def lesion_shares(self, row: int, starts: NDArray[np.floating], ends: NDArray[np.floating]) -> NDArray[np.float32]:
+        """Share of lesion in boxes on a slide whose lesion is known.
+
+        Args:
+            row: Of the table.
+            starts, ends: (n, 2) top left and bottom right corners, (x, y) in level-0 px.
+
+        Returns:
+            (n,) float32, 0..1; what sticks out of the slide is no lesion.
+        """
+        kept = self.prepared(row)
+        assert kept.lesion is not None
+        lesion = lay_out(kept.lesion, kept.size)
+        areas = [cell_areas(lesion, *corners.T)[0, 0] for corners in np.stack([starts, ends], axis=1)]
+        shares: NDArray[np.float32] = (np.array(areas) / np.prod(ends - starts, axis=1)).astype(np.float32)
+        return shares
 
     def open(self, row: int) -> Slide:
         """An open slide, for this process alone."""

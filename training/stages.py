@@ -8,7 +8,6 @@ import time
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict, astuple
-from typing import Any
 
 import numpy as np
 from torch import nn
@@ -16,26 +15,31 @@ from torch import nn
 from napari_msamil.models.model import Model, build_model
 
 from .checkpoint import load_checkpoint, put_back
-from .draws import PatchDraws, PatchStream, ThumbnailDraws
+from .draws import PatchDraws, PatchesWithLesion, PatchStream, ThumbnailDraws
 from .end_to_end import train_end_to_end
 from .features import StoredBags, extract_bags
-from .feed import feed
+from .feed import Ahead
 from .folds import Parts
 from .loop import Plan, State
 from .mil import train_aggregator
 from .networks import start_from_imagenet, start_from_segmenter
+from .pretrain import pretrain_extractor
 from .run import Run, RunError, rows_with_lesion
 from .segmentation import lesion_overlaps, sum_overlaps, train_segmenter
 from .slides import SlideStore
 
-STAGES = ("segment", "end-to-end", "extract", "mil", "evaluate")
+STAGES = ("segment", "pretrain", "end-to-end", "extract", "mil", "evaluate")
 _WARM_UP = 0.05  # share of a stage's steps in which the learning rate rises
+_PRETRAIN_SCORES = 10
+_SCORES = {"segment": "lesion IoU", "pretrain": "negative cross-entropy"}  # of the others it is the validation AUC
 _log = logging.getLogger(__name__)
 
 
 def stages_of(run: Run) -> tuple[str, ...]:
     """The stages that a run has: those that look at pixels fall away where features are given."""
-    return STAGES[STAGES.index("mil") :] if run.features else STAGES
+    if run.features:
+        return STAGES[STAGES.index("mil") :]
+    return tuple(stage for stage in STAGES if stage != "pretrain" or run.config.pretrain.steps)
 
 
 class Fold:
@@ -64,12 +68,18 @@ class Fold:
         """Run a stage, or go on with it; those before it must be over."""
         stages = stages_of(self.run)
         if stage not in stages:
-            raise RunError(
-                f"Stage {stage} needs the pixels of slides: with mil.features there are {' and '.join(stages)}, or all."
-            )
+            why = "needs the pixels of slides" if self.run.features else "is left out, for pretrain.steps is 0"
+            raise RunError(f"Stage {stage} {why}: with these settings there are {', '.join(stages)}, or all.")
         self.take_over(stages[: stages.index(stage)])
         began = time.monotonic()
-        {"segment": self._segment, "end-to-end": self._end_to_end, "extract": self._extract, "mil": self._mil}[stage]()
+        begin = {
+            "segment": self._segment,
+            "pretrain": self._pretrain,
+            "end-to-end": self._end_to_end,
+            "extract": self._extract,
+            "mil": self._mil,
+        }
+        begin[stage]()
         _log.info("fold %d: %s took %.0f s", self.number, stage, time.monotonic() - began)
 
     def _start_from_imagenet(self) -> None:
@@ -129,35 +139,63 @@ class Fold:
             )
         draws = ThumbnailDraws(self._store, self.run.config, known)
         plan = self._segment_plan(len(known))
-        coming: list[Any] = []
-
-        def draw(step: int) -> Any:
-            if not coming or coming[0] != step:  # the first step of a run, or of one that was resumed
-                coming[:] = [step, feed(draws, range(step, plan.steps))]
-            coming[0] += 1
-            return next(coming[1])
-
-        state = train_segmenter(
-            self.model,
-            draw,
-            lambda: [self._store.square(row) for row in held],
-            plan=plan,
-            folder=self.folder,
-            bf16=self.run.bf16,
-            resume=True,
-            tensorboard=self.run.config.machine.tensorboard,
-        )
-        self._note("segment", state, "lesion IoU")
+        with closing(Ahead(draws, lambda step: range(step, plan.steps))) as draw:
+            state = train_segmenter(
+                self.model,
+                draw,
+                lambda: [self._store.square(row) for row in held],
+                plan=plan,
+                folder=self.folder,
+                bf16=self.run.bf16,
+                resume=True,
+                tensorboard=self.run.config.machine.tensorboard,
+            )
+        self._note("segment", state, _SCORES["segment"])
 
     def _segment_plan(self, slides: int) -> Plan:
         settings = self.run.config.segment
         per_epoch = math.ceil(slides / settings.batch)
         return self._plan("segment", settings.epochs * per_epoch, settings.learning_rate, per_epoch, settings.patience)
 
+    def _pretrain(self) -> None:
+        known, held = (rows_with_lesion(self.run.cohort, rows) for rows in (self.training(), self.held()))
+        if not self._pretrains():
+            _log.warning("fold %d: no training slide has a known lesion; stage pretrain is left out", self.number)
+            return
+        if self.run.config.end_to_end.start == "segmenter":
+            start_from_segmenter(self.model)
+        draws, plan = PatchesWithLesion(self._store, self.run.config, known, held), self._pretrain_plan()
+        with closing(Ahead(draws, lambda step: range(step, plan.steps))) as draw:
+            state = pretrain_extractor(
+                self.model,
+                draw,
+                draws.held,
+                plan=plan,
+                folder=self.folder,
+                bf16=self.run.bf16 and self.run.config.end_to_end.precision == "auto",
+                resume=True,
+                tensorboard=self.run.config.machine.tensorboard,
+            )
+        self._note("pretrain", state, _SCORES["pretrain"])
+
+    def _pretrain_plan(self) -> Plan:
+        settings = self.run.config.pretrain
+        return self._plan(
+            "pretrain", settings.steps, settings.learning_rate, math.ceil(settings.steps / _PRETRAIN_SCORES), 0
+        )
+
+    def _pretrains(self) -> bool:
+        """Whether the extractor learns from lesions first; stage segment has seen to it that these can be validated."""
+        return self.run.config.pretrain.steps > 0 and bool(rows_with_lesion(self.run.cohort, self.training()))
+
+    def _start_from_segmenter(self) -> None:
+        """Give the extractor the segmenter's encoder, if that is wanted and stage pretrain does not come between."""
+        if self.run.config.end_to_end.start == "segmenter" and not self._pretrains():
+            start_from_segmenter(self.model)
+
     def _end_to_end(self) -> None:
         settings = self.run.config.end_to_end
-        if settings.start == "segmenter":
-            start_from_segmenter(self.model)
+        self._start_from_segmenter()
         draws = PatchDraws(self._store, self.run.config, self.targets, self.training(), self.held())
         one_pass = settings.freeze or settings.bn == "train"
         stream = PatchStream(draws, passes=1 if one_pass else 2, workers=self.run.config.machine.workers)
@@ -259,12 +297,16 @@ class Fold:
             if not known:
                 return
             plan, modules = self._segment_plan(len(known)), {"segmenter": self.model.segmenter}
+        elif stage == "pretrain":
+            if not self._pretrains():
+                return
+            plan, modules = self._pretrain_plan(), {"extractor": self.model.extractor}
         elif stage in plans:
             plan = plans[stage]()
             if stage == "end-to-end":
-                if self.run.config.end_to_end.freeze and self.run.config.end_to_end.start == "segmenter":
-                    start_from_segmenter(self.model)
-                elif not self.run.config.end_to_end.freeze:
+                if self.run.config.end_to_end.freeze:
+                    self._start_from_segmenter()
+                else:
                     modules["extractor"] = self.model.extractor
         else:
             return  # bags are made where they are missing
@@ -274,7 +316,7 @@ class Fold:
                 f"Stage {stage} of fold {self.number} is not over: run `msamil train {stage}` with the same --out "
                 "first, or `msamil train all`."
             )
-        self._note(stage, state, "lesion IoU" if stage == "segment" else "validation AUC")
+        self._note(stage, state, _SCORES.get(stage, "validation AUC"))
 
     def _best_of(self, plan: Plan, modules: dict[str, nn.Module]) -> State | None:
         file = self.folder / f"{plan.name}.pt"

@@ -5,7 +5,8 @@ random weights gets no useful gradient from a few hundred slide labels.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
+from contextlib import closing
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import interpolate, log_softmax
 
 from napari_msamil.models.model import Model
@@ -22,9 +23,11 @@ from .augment import apply_look, random_look
 from .datasets.compose import ComposedSlide
 from .datasets.ebhi_seg import ADENOCARCINOMA, TISSUES
 from .demo_data import SlideData, drawn_slide
-from .loop import Ahead, Plan, State, train
+from .feed import Ahead
+from .loop import Plan, State, train
 from .metrics import auc
 from .patches import FieldBank, LabelledPatch, crop
+from .pretrain import classifiers, two_guesses
 
 
 def _random_patch(
@@ -52,6 +55,31 @@ def _scale_odds(scales: int) -> NDArray[np.float64]:
     return result
 
 
+@dataclass(frozen=True)
+class _Draws:
+    """The patches of every step, each following from seed and step alone."""
+
+    bank: FieldBank
+    drawn: int
+    scales_mpp: Sequence[float]
+    batch: int
+    crop_px: int
+    seed: int
+
+    def __getitem__(self, number: int) -> tuple[Tensor, Tensor]:
+        """Pixels (batch, crop_px, crop_px, 3) float in 0..1 and the share of each class in their tissue."""
+        rngs = [np.random.default_rng([self.seed, 21, number, k]) for k in range(self.batch)]
+        # One size for the batch, then all to crop_px: glands come up to a fifth smaller or larger.
+        px = round(self.crop_px * float(np.exp(rngs[0].uniform(-0.2, 0.2))))
+        patches = [_random_patch(self.bank, self.drawn, rng, self.scales_mpp, px) for rng in rngs]
+        pixels = np.stack([patch.pixels for patch in patches])
+        generator = torch.Generator().manual_seed(number)
+        seen = apply_look(pixels, [random_look(rng, strength=0.8) for rng in rngs], generator=generator)
+        side = (self.crop_px, self.crop_px)
+        sized = interpolate(seen.permute(0, 3, 1, 2), side, mode="bilinear").permute(0, 2, 3, 1)
+        return sized, torch.from_numpy(np.stack([patch.shares for patch in patches]))
+
+
 def train_on_patches(
     model: Model,
     data: SlideData,
@@ -75,34 +103,14 @@ def train_on_patches(
     """
     card = model.card
     torch.manual_seed(plan.seed)
-    head = nn.Linear(card.extractor.out_dim, len(TISSUES)).to(model.device)
-    shortcut = nn.Linear(int(model.extractor.encoder.num_features), len(TISSUES)).to(model.device)
-    maps: list[Tensor] = []
-
-    bank = FieldBank(data.cases)
-
-    def draw(number: int) -> tuple[Tensor, Tensor]:
-        rngs = [np.random.default_rng([plan.seed, 21, number, k]) for k in range(batch)]
-        # One size for the batch, then all to crop_px: glands come up to a fifth smaller or larger.
-        px = round(crop_px * float(np.exp(rngs[0].uniform(-0.2, 0.2))))
-        patches = [_random_patch(bank, data.drawn, rng, card.scales_mpp, px) for rng in rngs]
-        pixels = np.stack([patch.pixels for patch in patches])
-        generator = torch.Generator().manual_seed(number)
-        seen = apply_look(pixels, [random_look(rng, strength=0.8) for rng in rngs], generator=generator)
-        sized = interpolate(seen.permute(0, 3, 1, 2), (crop_px, crop_px), mode="bilinear").permute(0, 2, 3, 1)
-        return sized, torch.from_numpy(np.stack([patch.shares for patch in patches]))
-
-    ahead = Ahead(draw)
+    head, shortcut = classifiers(model, len(TISSUES))
 
     def step(number: int) -> float:
         model.extractor.train()
         pixels, target = ahead(number)
-        hook = model.extractor.project_in.register_forward_pre_hook(lambda _, inputs: maps.append(inputs[0]))
-        logits = head(model.extractor(model.normalise(pixels)))
-        hook.remove()
-        early = shortcut(maps.pop().mean(1))
-        target = target.to(logits.device)
-        losses = [-(target * log_softmax(guess, dim=1)).sum(1).mean() for guess in (logits, early)]
+        guesses = two_guesses(model, pixels, head, shortcut)
+        target = target.to(model.device)
+        losses = [-(target * log_softmax(guess, dim=1)).sum(1).mean() for guess in guesses]
         torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]
         return float(losses[0].detach())
 
@@ -121,4 +129,6 @@ def train_on_patches(
         return auc(positive, logits.softmax(1)[:, ADENOCARCINOMA].cpu().numpy())
 
     modules = {"extractor": model.extractor, "head": head, "shortcut": shortcut}
-    return train(plan, modules, step=step, score=score, folder=folder, resume=resume)
+    draws = _Draws(FieldBank(data.cases), data.drawn, card.scales_mpp, batch=batch, crop_px=crop_px, seed=plan.seed)
+    with closing(Ahead(draws, lambda number: range(number, plan.steps))) as ahead:
+        return train(plan, modules, step=step, score=score, folder=folder, resume=resume)

@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 import torch
 
+from napari_msamil.slide.slide import open_slide
 from napari_msamil.training import draws as module
 from napari_msamil.training.cohort import read_cohort
 from napari_msamil.training.config import read_config
 from napari_msamil.training.datasets import synthetic
-from napari_msamil.training.draws import PatchDraws, PatchStream
+from napari_msamil.training.draws import PatchDraws, PatchesWithLesion, PatchStream
 from napari_msamil.training.slides import SlideStore
 
 
@@ -31,7 +32,7 @@ def test_both_passes_see_the_same_patches_which_are_read_once_if_few(
     read: list[module.Key] = []
     original = PatchDraws.__getitem__
 
-    def reading(self: PatchDraws, key: module.Key) -> tuple[module.Key, torch.Tensor]:
+    def reading(self: PatchDraws, key: module.Key) -> torch.Tensor:
         read.append(key)
         return original(self, key)
 
@@ -46,3 +47,37 @@ def test_both_passes_see_the_same_patches_which_are_read_once_if_few(
             np.testing.assert_array_equal(a.numpy(), b.numpy())
     stream.close()
     assert read.count((3, 0, 0)) == reads // 2
+
+
+def test_a_patch_comes_with_the_share_of_lesion_of_just_the_piece_that_is_shown(made: PatchDraws) -> None:
+    store = made.store
+    config = read_config("tiny", ["model.thumbnail_px=512", "pretrain.batch=9", "pretrain.crop_px=40", "augment=false"])
+    fine = SlideStore(store.slides, config.card(("a", "b")), store.folder / "fine")
+    fine.prepare([0, 1])
+    pixels, shares = PatchesWithLesion(fine, config, [0, 1], [0, 1])[5]
+    assert pixels.shape == (9, 40, 40, 3)
+    assert pixels.dtype == torch.uint8
+    found = 0
+    for one, share in zip(pixels.numpy(), shares.tolist(), strict=True):
+        for row in (0, 1):
+            lesion = fine.prepared(row).lesion
+            assert lesion is not None
+            with open_slide(fine.slides[row].path) as slide:
+                picture = slide.read_level(0, 0, 0, slide.width, slide.height)
+            # only pieces of the finest scale, whose pixels are the slide's own, can be looked up
+            windows = np.lib.stride_tricks.sliding_window_view(picture[..., 0], (40, 40))
+            for y, x in np.argwhere(windows[..., 0, 0] == one[0, 0, 0]):
+                if (picture[y : y + 40, x : x + 40] == one).all():
+                    assert share == pytest.approx(lesion[y : y + 40, x : x + 40].mean(), abs=1e-6)
+                    found += 1
+    assert found >= 3, "a third of the pieces are of the finest scale"
+    assert {0.0} < set(shares.tolist())
+
+
+def test_validation_patches_are_always_the_same(made: PatchDraws) -> None:
+    config = read_config("tiny", ["model.thumbnail_px=128", "pretrain.crop_px=40"])
+    draws = PatchesWithLesion(made.store, config, [0], [1])
+    (first, share), (second, again) = draws.held()[0], draws.held()[0]
+    assert first.shape[1:] == (40, 40, 3)
+    np.testing.assert_array_equal(first.numpy(), second.numpy())
+    np.testing.assert_array_equal(share.numpy(), again.numpy())

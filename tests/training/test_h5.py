@@ -125,7 +125,7 @@ def test_stages_run_one_by_one_and_those_that_need_pixels_are_refused(
     with pytest.raises(RunError, match="Stage mil of fold 0 is not over"):
         train("evaluate", cohort, tmp_path / "run", *settings)
     with pytest.raises(
-        RunError, match=r"Stage segment needs the pixels of slides: with mil\.features there are mil and"
+        RunError, match=r"Stage segment needs the pixels of slides: with these settings there are mil, evaluate"
     ):
         train("segment", cohort, tmp_path / "run", *settings)
     train("mil", cohort, tmp_path / "run", *settings)

@@ -229,3 +229,25 @@ def test_processes_that_read_patches_give_the_same_training_as_a_thread(cohort: 
     one, two = (torch.load(tmp_path / k / "fold-0" / "end-to-end.pt", weights_only=True) for k in "ab")
     for name, value in one["modules"]["aggregator"].items():
         assert torch.equal(value, two["modules"]["aggregator"][name]), name
+
+
+def test_stage_pretrain_makes_the_extractor_that_later_stages_begin_with(cohort: Path, tmp_path: Path) -> None:
+    first = ["pretrain.steps=3", "pretrain.batch=8", "pretrain.crop_px=48", "end_to_end.freeze=true"]
+    train("segment", cohort, tmp_path, *first)
+    with pytest.raises(RunError, match="Stage pretrain of fold 0 is not over: run `msamil train pretrain`"):
+        train("end-to-end", cohort, tmp_path, *first)
+    train("pretrain", cohort, tmp_path, *first)
+    train("all", cohort, tmp_path, *first)
+    kept = torch.load(tmp_path / "fold-0" / "pretrain.pt", weights_only=True)
+    started = torch.load(tmp_path / "fold-0" / "segment.pt", weights_only=True)["best"]["segmenter"]
+    learned = kept["best"]["extractor"]
+    folded = load_model(tmp_path / "model.safetensors").extractor.state_dict()
+    for name in ("class_token", "norm.weight"):
+        torch.testing.assert_close(folded[name], learned[name].to(folded[name].dtype), atol=1e-3, rtol=1e-3)
+    stem = "conv_stem.weight"
+    assert not torch.equal(learned[f"encoder.{stem}"], started[f"net.encoder.model.{stem}"]), "it learned on"
+
+
+def test_stage_pretrain_without_steps_says_how_to_have_it(cohort: Path, tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"Stage pretrain is left out, for pretrain\.steps is 0"):
+        train("pretrain", cohort, tmp_path)
