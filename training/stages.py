@@ -1,13 +1,11 @@
 """The stages of one fold, in their order; each goes on where it stood, and leaves its best weights in the model."""
 
-import hashlib
-import json
 import logging
-import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import asdict, astuple
+from typing import Any
 
 import numpy as np
 from torch import nn
@@ -23,14 +21,13 @@ from .folds import Parts
 from .loop import Plan, State
 from .mil import train_aggregator
 from .networks import start_from_imagenet, start_from_segmenter
+from .plans import plan_of
 from .pretrain import pretrain_extractor
 from .run import Run, RunError, rows_with_lesion
 from .segmentation import lesion_overlaps, sum_overlaps, train_segmenter
 from .slides import SlideStore
 
 STAGES = ("segment", "pretrain", "end-to-end", "extract", "mil", "evaluate")
-_WARM_UP = 0.05  # share of a stage's steps in which the learning rate rises
-_PRETRAIN_SCORES = 10
 _SCORES = {"segment": "lesion IoU", "pretrain": "negative cross-entropy"}  # of the others it is the validation AUC
 _log = logging.getLogger(__name__)
 
@@ -138,24 +135,15 @@ class Fold:
                 f"Fold {self.number} has no validation slide with a known lesion to choose the segmenter by."
             )
         draws = ThumbnailDraws(self._store, self.run.config, known)
-        plan = self._segment_plan(len(known))
-        with closing(Ahead(draws, lambda step: range(step, plan.steps))) as draw:
+        with closing(Ahead(draws, self._steps_from("segment"))) as draw:
             state = train_segmenter(
                 self.model,
                 draw,
                 lambda: [self._store.square(row) for row in held],
-                plan=plan,
-                folder=self.folder,
                 bf16=self.run.bf16,
-                resume=True,
-                tensorboard=self.run.config.machine.tensorboard,
+                **self._how("segment"),
             )
         self._note("segment", state, _SCORES["segment"])
-
-    def _segment_plan(self, slides: int) -> Plan:
-        settings = self.run.config.segment
-        per_epoch = math.ceil(slides / settings.batch)
-        return self._plan("segment", settings.epochs * per_epoch, settings.learning_rate, per_epoch, settings.patience)
 
     def _pretrain(self) -> None:
         known, held = (rows_with_lesion(self.run.cohort, rows) for rows in (self.training(), self.held()))
@@ -164,25 +152,11 @@ class Fold:
             return
         if self.run.config.end_to_end.start == "segmenter":
             start_from_segmenter(self.model)
-        draws, plan = PatchesWithLesion(self._store, self.run.config, known, held), self._pretrain_plan()
-        with closing(Ahead(draws, lambda step: range(step, plan.steps))) as draw:
-            state = pretrain_extractor(
-                self.model,
-                draw,
-                draws.held,
-                plan=plan,
-                folder=self.folder,
-                bf16=self.run.bf16 and self.run.config.end_to_end.precision == "auto",
-                resume=True,
-                tensorboard=self.run.config.machine.tensorboard,
-            )
+        draws = PatchesWithLesion(self._store, self.run.config, known, held)
+        bf16 = self.run.bf16 and self.run.config.end_to_end.precision == "auto"
+        with closing(Ahead(draws, self._steps_from("pretrain"))) as draw:
+            state = pretrain_extractor(self.model, draw, draws.held, bf16=bf16, **self._how("pretrain"))
         self._note("pretrain", state, _SCORES["pretrain"])
-
-    def _pretrain_plan(self) -> Plan:
-        settings = self.run.config.pretrain
-        return self._plan(
-            "pretrain", settings.steps, settings.learning_rate, math.ceil(settings.steps / _PRETRAIN_SCORES), 0
-        )
 
     def _pretrains(self) -> bool:
         """Whether the extractor learns from lesions first; stage segment has seen to it that these can be validated."""
@@ -204,26 +178,15 @@ class Fold:
                 self.model,
                 stream.draw,
                 stream.held,
-                plan=self._end_to_end_plan(),
-                folder=self.folder,
                 slides=settings.accum,
                 encoder_rate=settings.lr_encoder / settings.lr_mil,
                 freeze=settings.freeze,
                 bn_trains=settings.bn == "train",
                 label_smoothing=settings.label_smoothing,
                 bf16=self.run.bf16 and settings.precision == "auto",
-                resume=True,
-                tensorboard=self.run.config.machine.tensorboard,
+                **self._how("end-to-end"),
             )
         self._note("end-to-end", state, "validation AUC")
-
-    def _end_to_end_plan(self) -> Plan:
-        settings = self.run.config.end_to_end
-        per_epoch = math.ceil(len(self.training()) / settings.accum)
-        steps = settings.epochs * per_epoch
-        return self._plan(
-            "end-to-end", steps, settings.lr_mil, per_epoch, settings.patience, weight_decay=settings.weight_decay
-        )
 
     def _extract(self) -> None:
         self.bags([*self.training(), *self.held()])
@@ -253,63 +216,45 @@ class Fold:
             self.targets[training],
             self.bags(held),
             self.targets[held],
-            plan=self._mil_plan(),
-            folder=self.folder,
             batch=settings.batch,
             label_smoothing=settings.label_smoothing,
-            resume=True,
-            tensorboard=self.run.config.machine.tensorboard,
+            **self._how("mil"),
         )
         self._note("mil", state, "validation AUC")
 
-    def _mil_plan(self) -> Plan:
-        settings = self.run.config.mil
-        per_epoch = math.ceil(len(self.training()) / settings.batch)
-        steps = settings.epochs * per_epoch
-        return self._plan(
-            "mil", steps, settings.learning_rate, per_epoch, settings.patience, weight_decay=settings.weight_decay
-        )
-
     # ---- what stands between the stages
 
-    def _plan(
-        self, name: str, steps: int, rate: float, per_epoch: int, patience: int, *, weight_decay: float = 1e-4
-    ) -> Plan:
-        made_from = [self.run.config.fixed(), self.run.card.to_json(), self.training(), self.held()]
-        return Plan(
-            name,
-            steps,
-            rate,
-            warmup=max(1, round(_WARM_UP * steps)),
-            weight_decay=weight_decay,
-            score_every=per_epoch,
-            patience=patience,
-            seed=self.run.config.seed,
-            made_from=hashlib.sha256(json.dumps(made_from).encode()).hexdigest()[:16],
-        )
+    def _how(self, stage: str) -> dict[str, Any]:
+        """What every training is told."""
+        return {
+            "plan": plan_of(stage, self.run, self.training(), self.held()),
+            "folder": self.folder,
+            "resume": True,
+            "tensorboard": self.run.config.machine.tensorboard,
+        }
+
+    def _steps_from(self, stage: str) -> Callable[[int], range]:
+        steps = plan_of(stage, self.run, self.training(), self.held()).steps
+        return lambda first: range(first, steps)
 
     def _take_over(self, stage: str) -> None:
         """Put the best weights of a stage that is over into the model."""
-        plans = {"end-to-end": self._end_to_end_plan, "mil": self._mil_plan}
         modules: dict[str, nn.Module] = {"aggregator": self.model.aggregator}
         if stage == "segment":
-            known = rows_with_lesion(self.run.cohort, self.training())
-            if not known:
+            if not rows_with_lesion(self.run.cohort, self.training()):
                 return
-            plan, modules = self._segment_plan(len(known)), {"segmenter": self.model.segmenter}
+            modules = {"segmenter": self.model.segmenter}
         elif stage == "pretrain":
             if not self._pretrains():
                 return
-            plan, modules = self._pretrain_plan(), {"extractor": self.model.extractor}
-        elif stage in plans:
-            plan = plans[stage]()
-            if stage == "end-to-end":
-                if self.run.config.end_to_end.freeze:
-                    self._start_from_segmenter()
-                else:
-                    modules["extractor"] = self.model.extractor
-        else:
+            modules = {"extractor": self.model.extractor}
+        elif stage == "end-to-end" and self.run.config.end_to_end.freeze:
+            self._start_from_segmenter()
+        elif stage == "end-to-end":
+            modules["extractor"] = self.model.extractor
+        elif stage == "extract":
             return  # bags are made where they are missing
+        plan = plan_of(stage, self.run, self.training(), self.held())
         state = self._best_of(plan, modules)
         if state is None or not state.over(plan):
             raise RunError(

@@ -1,0 +1,51 @@
+"""The schedule of each stage of a fold, as settings and slides give it."""
+
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+
+from .loop import Plan
+from .run import Run, rows_with_lesion
+
+_WARM_UP = 0.05  # share of a stage's steps in which the learning rate rises
+_PRETRAIN_SCORES = 10
+
+
+def plan_of(stage: str, run: Run, training: Sequence[int], held: Sequence[int]) -> Plan:
+    """Schedule of a stage that trains: segment, pretrain, end-to-end or mil.
+
+    Args:
+        stage: Its name.
+        run: Settings and slides.
+        training, held: Rows that are learned from and validated on.
+    """
+    config = run.config
+    steps, rate, score_every, patience, weight_decay = 0, 0.0, 0, 0, 1e-4
+    if stage == "segment":
+        score_every = math.ceil(len(rows_with_lesion(run.cohort, training)) / config.segment.batch)
+        steps, rate = config.segment.epochs * score_every, config.segment.learning_rate
+        patience = config.segment.patience
+    elif stage == "pretrain":
+        steps, rate = config.pretrain.steps, config.pretrain.learning_rate
+        score_every = math.ceil(steps / _PRETRAIN_SCORES)
+    elif stage == "end-to-end":
+        score_every = math.ceil(len(training) / config.end_to_end.accum)
+        steps, rate = config.end_to_end.epochs * score_every, config.end_to_end.lr_mil
+        patience, weight_decay = config.end_to_end.patience, config.end_to_end.weight_decay
+    else:
+        score_every = math.ceil(len(training) / config.mil.batch)
+        steps, rate = config.mil.epochs * score_every, config.mil.learning_rate
+        patience, weight_decay = config.mil.patience, config.mil.weight_decay
+    made_from = [config.fixed(), run.card.to_json(), list(training), list(held)]
+    return Plan(
+        stage,
+        steps,
+        rate,
+        warmup=max(1, round(_WARM_UP * steps)),
+        weight_decay=weight_decay,
+        score_every=score_every,
+        patience=patience,
+        seed=config.seed,
+        made_from=hashlib.sha256(json.dumps(made_from).encode()).hexdigest()[:16],
+    )
