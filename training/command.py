@@ -52,7 +52,7 @@ def run_training(
 
 
 def _run_stages(run: Run, stages: Sequence[str]) -> None:
-    for number, parts in run.parts().items():
+    for number, parts in run.of_this_command().items():
         for name in stages:
             fold = Fold(run, number, parts)  # a fresh model: each stage takes from files what came before
             if name == "evaluate":

@@ -75,7 +75,8 @@ class EndToEnd(Frozen):
     """Stage "end-to-end": extractor and aggregator together.
 
     Attributes:
-        epochs: Passes over the training slides.
+        epochs: Passes over the training slides; 0 leaves the stage out: the extractor stays as pretrain or the
+            segmenter leaves it, and stage mil trains a new aggregator on its features.
         patches: Patches of a slide that a step draws, B; the memory of a step does not depend on it.
         sample: `uniform` draws evenly from the tissue patches of all scales, `quota` the same number of each scale.
         chunk: Patches that are held with their graph at a time; the memory of a step depends on it.
@@ -94,7 +95,7 @@ class EndToEnd(Frozen):
         patience: Epochs without a better validation AUC after which the stage ends; 0 never.
     """
 
-    epochs: int = Field(default=50, ge=1)
+    epochs: int = Field(default=50, ge=0)
     patches: int = Field(default=200, ge=1)
     sample: Literal["uniform", "quota"] = "uniform"
     chunk: int = Field(default=8, ge=1)
@@ -173,12 +174,18 @@ class Machine(Frozen):
             start, all patches that a stage may come to are read once, some 500 of 512 px per CPU-second; those of the
             test part when it is tested.
         tensorboard: Write TensorBoard files too.
+        folds: Folds that this command works on; empty is all of the run's. Several commands, each on its own folds,
+            may share a run's folder at the same time; whichever ends last writes the report.
+        reuse: Folder of another run, whose finished stages are taken over as long as they learned from the same slides
+            with the same settings.
     """
 
     device: str = "auto"
     workers: int = Field(default=0, ge=0)
     skip_bad_slides: bool = False
     tensorboard: bool = False
+    folds: tuple[int, ...] = ()
+    reuse: Path | None = None
 
 
 class Config(Frozen):

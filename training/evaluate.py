@@ -2,7 +2,6 @@
 
 import json
 import logging
-import shutil
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from napari_msamil.files import write_atomically
+from napari_msamil.files import copy_atomically, write_atomically
 from napari_msamil.models.bag import load_provenance
 from napari_msamil.models.card import Card
 from napari_msamil.models.model import Model, load_model, save_model
@@ -42,7 +41,7 @@ def evaluate_fold(fold: Fold) -> None:
     model = fold.model.eval()
     rows = fold.tested()
     before = None
-    if not run.features:
+    if "end-to-end" in stages_of(run):
         fold.take_over(("end-to-end",))
         before = _predictions(
             run, rows, _logits(model, _test_bags(fold, rows, "lesion"))
@@ -122,7 +121,8 @@ def finish(run: Run) -> Path | None:
     pooled.write_csv(run.folder / "predictions.csv", temperature=temperature)
     chosen = max(results, key=lambda fold: (results[fold]["validation"]["auc"] or 0.0, -fold))
     model = model_name(run)
-    _copy(folders[chosen] / model, run.folder / model)
+    copy_atomically(folders[chosen] / model, run.folder / model)
+    load_model(run.folder / model, aggregator_alone=bool(run.features))  # what the plugin will open
     everything = range(len(run.cohort.slides))
     write_report(
         run.folder,
@@ -259,12 +259,6 @@ def _finished_card(run: Run, fold: Fold, result: dict[str, Any]) -> Card:
             "created": datetime.now(UTC).date().isoformat(),
         }
     )
-
-
-def _copy(source: Path, target: Path) -> None:
-    with source.open("rb") as file:
-        write_atomically(target, lambda out: shutil.copyfileobj(file, out))
-    load_model(target, aggregator_alone=target.name == AGGREGATOR)  # what the plugin will open
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

@@ -4,12 +4,21 @@ import hashlib
 import json
 import math
 from collections.abc import Sequence
+from typing import Any
 
+from .config import Config
 from .loop import Plan
 from .run import Run, rows_with_lesion
 
 _WARM_UP = 0.05  # share of a stage's steps in which the learning rate rises
 _PRETRAIN_SCORES = 10
+_AFTER = {
+    "segment": ("pretrain", "end_to_end", "mil", "evaluate"),
+    "pretrain": ("end_to_end", "mil", "evaluate"),
+    "end-to-end": ("mil", "evaluate"),
+    "mil": ("evaluate",),
+}
+"""Settings that a stage does not depend on, for they are of later ones."""
 
 
 def plan_of(stage: str, run: Run, training: Sequence[int], held: Sequence[int]) -> Plan:
@@ -37,7 +46,7 @@ def plan_of(stage: str, run: Run, training: Sequence[int], held: Sequence[int]) 
         score_every = math.ceil(len(training) / config.mil.batch)
         steps, rate = config.mil.epochs * score_every, config.mil.learning_rate
         patience, weight_decay = config.mil.patience, config.mil.weight_decay
-    made_from = [config.fixed(), run.card.to_json(), list(training), list(held)]
+    made_from = [_settings_of(stage, config), run.card.to_json(), list(training), list(held)]
     return Plan(
         stage,
         steps,
@@ -49,3 +58,11 @@ def plan_of(stage: str, run: Run, training: Sequence[int], held: Sequence[int]) 
         seed=config.seed,
         made_from=hashlib.sha256(json.dumps(made_from).encode()).hexdigest()[:16],
     )
+
+
+def _settings_of(stage: str, config: Config) -> dict[str, Any]:
+    """What a stage depends on, the rows it learns from aside; another run in which it is equal may lend its result."""
+    settings = {key: value for key, value in config.fixed().items() if key not in ("run_folds", *_AFTER[stage])}
+    if stage == "pretrain":
+        settings |= {"start": config.end_to_end.start, "precision": config.end_to_end.precision}
+    return settings

@@ -89,6 +89,14 @@ class Run:
             raise RunError(f"run_folds names fold {unknown[0]}, but the folds are {', '.join(map(str, every))}.")
         return {k: parts for k, parts in every.items() if k in self.config.run_folds or not self.config.run_folds}
 
+    def of_this_command(self) -> dict[int, Parts]:
+        """Those of the folds that this command works on."""
+        parts, wanted = self.parts(), self.config.machine.folds
+        unknown = sorted(set(wanted) - parts.keys())
+        if unknown:
+            raise RunError(f"machine.folds names fold {unknown[0]}, but the run has {', '.join(map(str, parts))}.")
+        return {number: one for number, one in parts.items() if number in wanted or not wanted}
+
     def fold_folder(self, fold: int) -> Path:
         """Where the files of a fold lie."""
         return self.folder / f"fold-{fold}"
@@ -122,6 +130,8 @@ def begin(config: Config, cohort: Cohort, folder: Path, *, command: str) -> Run:
         _log.warning("no slide has a known lesion: the segmenter stays untrained, and all tissue is looked at")
         card = _without_segmenter(card)
     run = Run(folder, config, cohort, card, device, command, features, files, bad)
+    run.of_this_command()  # raises
+    _look_at_reused(run)
     if rank() == 0:  # the others would see a folder that is half written
         _enter(run)
     wait_for_all()
@@ -169,20 +179,14 @@ def aggregator_card(card: Card, width: int, folders: Sequence[Path]) -> Card:
 
 
 def _refuse_changes(run: Run) -> None:
-    folder, config, cohort = run.folder, run.config, run.cohort
+    folder, config = run.folder, run.config
     try:
         before = Config.model_validate(tomllib.loads((folder / CONFIG).read_text(encoding="utf-8"))).fixed()
     except (OSError, ValueError) as error:
         raise RunError(
             f"{folder} holds a run whose settings cannot be read ({error}): choose another --out."
         ) from error
-    changes = differences(before, config.fixed())
-    old, new = _by_path(read_cohort(folder / COHORT, files=not run.features)), _by_path(cohort)
-    changed = sorted(str(path) for path in old.keys() | new.keys() if old.get(path) != new.get(path))
-    if changed:
-        changes.append(f"{len(changed)} row{'s' if len(changed) > 1 else ''} of the table changed, first {changed[0]}")
-    elif list(old) != list(new):
-        changes.append("the rows of the table stand in another order")
+    changes = differences(before, config.fixed()) + _changed_slides(run, folder)
     if run.features and not changes:
         known = json.loads((folder / FEATURES).read_text(encoding="utf-8"))
         changed = sorted(name for name, files in run.feature_files.items() if files != known[name])
@@ -192,6 +196,27 @@ def _refuse_changes(run: Run) -> None:
             )
     if changes:
         raise RunError(f"{folder} cannot be gone on with: {'; '.join(changes)}. Use the old values, or another --out.")
+
+
+def _changed_slides(run: Run, folder: Path) -> list[str]:
+    """What is not the same in the tables of slides of a run and of the folder of another; nothing or one sentence."""
+    old, new = _by_path(read_cohort(folder / COHORT, files=not run.features)), _by_path(run.cohort)
+    changed = sorted(str(path) for path in old.keys() | new.keys() if old.get(path) != new.get(path))
+    if changed:
+        return [f"{len(changed)} row{'s' if len(changed) > 1 else ''} of the table changed, first {changed[0]}"]
+    return ["the rows of the table stand in another order"] if list(old) != list(new) else []
+
+
+def _look_at_reused(run: Run) -> None:
+    """Raise if the folder that stages should be taken over from holds no run, or one of other slides."""
+    folder = run.config.machine.reuse
+    if folder is None:
+        return
+    if not (folder / CONFIG).exists():
+        raise RunError(f"machine.reuse is {folder}, which holds no run: give the --out of another run.")
+    changes = _changed_slides(run, folder)
+    if changes:
+        raise RunError(f"machine.reuse is {folder}, a run of other slides ({changes[0]}): its stages cannot be reused.")
 
 
 def _by_path(cohort: Cohort) -> dict[Path, CohortSlide]:

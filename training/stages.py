@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from napari_msamil.files import copy_atomically
 from napari_msamil.models.model import Model, build_model
 
-from .checkpoint import load_checkpoint, put_back
+from .checkpoint import CheckpointError, load_checkpoint, put_back
+from .distributed import rank, wait_for_all
 from .draws import PatchDraws, PatchesWithLesion, PatchStream, ThumbnailDraws
 from .end_to_end import train_end_to_end
 from .features import StoredBags, extract_bags
@@ -36,7 +38,8 @@ def stages_of(run: Run) -> tuple[str, ...]:
     """The stages that a run has: those that look at pixels fall away where features are given."""
     if run.features:
         return STAGES[STAGES.index("mil") :]
-    return tuple(stage for stage in STAGES if stage != "pretrain" or run.config.pretrain.steps)
+    left_out = {"pretrain": not run.config.pretrain.steps, "end-to-end": not run.config.end_to_end.epochs}
+    return tuple(stage for stage in STAGES if not left_out.get(stage))
 
 
 class Fold:
@@ -65,9 +68,11 @@ class Fold:
         """Run a stage, or go on with it; those before it must be over."""
         stages = stages_of(self.run)
         if stage not in stages:
-            why = "needs the pixels of slides" if self.run.features else "is left out, for pretrain.steps is 0"
+            amount = "pretrain.steps" if stage == "pretrain" else "end_to_end.epochs"
+            why = "needs the pixels of slides" if self.run.features else f"is left out, for {amount} is 0"
             raise RunError(f"Stage {stage} {why}: with these settings there are {', '.join(stages)}, or all.")
         self.take_over(stages[: stages.index(stage)])
+        self._reuse(stage)
         began = time.monotonic()
         begin = {
             "segment": self._segment,
@@ -150,8 +155,6 @@ class Fold:
         if not self._pretrains():
             _log.warning("fold %d: no training slide has a known lesion; stage pretrain is left out", self.number)
             return
-        if self.run.config.end_to_end.start == "segmenter":
-            start_from_segmenter(self.model)
         draws = PatchesWithLesion(self._store, self.run.config, known, held)
         bf16 = self.run.bf16 and self.run.config.end_to_end.precision == "auto"
         with closing(Ahead(draws, self._steps_from("pretrain"))) as draw:
@@ -162,14 +165,8 @@ class Fold:
         """Whether the extractor learns from lesions first; stage segment has seen to it that these can be validated."""
         return self.run.config.pretrain.steps > 0 and bool(rows_with_lesion(self.run.cohort, self.training()))
 
-    def _start_from_segmenter(self) -> None:
-        """Give the extractor the segmenter's encoder, if that is wanted and stage pretrain does not come between."""
-        if self.run.config.end_to_end.start == "segmenter" and not self._pretrains():
-            start_from_segmenter(self.model)
-
     def _end_to_end(self) -> None:
         settings = self.run.config.end_to_end
-        self._start_from_segmenter()
         draws = PatchDraws(self._store, self.run.config, self.targets, self.training(), self.held())
         one_pass = settings.freeze or settings.bn == "train"
         stream = PatchStream(draws, passes=1 if one_pass else 2, workers=self.run.config.machine.workers)
@@ -241,19 +238,26 @@ class Fold:
         """Put the best weights of a stage that is over into the model."""
         modules: dict[str, nn.Module] = {"aggregator": self.model.aggregator}
         if stage == "segment":
-            if not rows_with_lesion(self.run.cohort, self.training()):
-                return
-            modules = {"segmenter": self.model.segmenter}
+            self._take_over_segmenter()
+            return
         elif stage == "pretrain":
             if not self._pretrains():
                 return
             modules = {"extractor": self.model.extractor}
-        elif stage == "end-to-end" and self.run.config.end_to_end.freeze:
-            self._start_from_segmenter()
-        elif stage == "end-to-end":
+        elif stage == "end-to-end" and not self.run.config.end_to_end.freeze:
             modules["extractor"] = self.model.extractor
         elif stage == "extract":
             return  # bags are made where they are missing
+        self._take_over_best(stage, modules)
+
+    def _take_over_segmenter(self) -> None:
+        """Also by the extractor, if that is wanted; stages that train it go on from there."""
+        if rows_with_lesion(self.run.cohort, self.training()):
+            self._take_over_best("segment", {"segmenter": self.model.segmenter})
+        if self.run.config.end_to_end.start == "segmenter":
+            start_from_segmenter(self.model)
+
+    def _take_over_best(self, stage: str, modules: dict[str, nn.Module]) -> None:
         plan = plan_of(stage, self.run, self.training(), self.held())
         state = self._best_of(plan, modules)
         if state is None or not state.over(plan):
@@ -270,6 +274,24 @@ class Fold:
         found, best = load_checkpoint(file, asdict(plan), modules, None)
         put_back(modules, best)
         return State(**found)
+
+    def _reuse(self, stage: str) -> None:
+        """Copy the checkpoint of a stage that another run went through with the same settings and slides."""
+        source, own = self.run.config.machine.reuse, self.folder / f"{stage}.pt"
+        if source is None or stage == "extract":
+            return
+        other = source / self.folder.name / own.name
+        if rank() == 0 and other.exists() and not own.exists():
+            plan = plan_of(stage, self.run, self.training(), self.held())
+            try:
+                state, _ = load_checkpoint(other, asdict(plan), {}, None)
+            except CheckpointError as error:
+                _log.info("fold %d: %s is not taken over: %s", self.number, stage, error)
+            else:
+                if State(**state).over(plan):
+                    copy_atomically(other, own)
+                    _log.info("fold %d: %s is taken over from %s", self.number, stage, source)
+        wait_for_all()
 
     def _note(self, stage: str, state: State, what: str) -> None:
         self.seconds[stage] = round(state.seconds, 1)

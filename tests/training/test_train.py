@@ -251,3 +251,54 @@ def test_stage_pretrain_makes_the_extractor_that_later_stages_begin_with(cohort:
 def test_stage_pretrain_without_steps_says_how_to_have_it(cohort: Path, tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"Stage pretrain is left out, for pretrain\.steps is 0"):
         train("pretrain", cohort, tmp_path)
+
+
+def test_folds_may_be_worked_on_by_separate_commands_and_give_the_same_report(
+    finished: Path, cohort: Path, tmp_path: Path
+) -> None:
+    assert train("all", cohort, tmp_path, "run_folds=[]", "machine.folds=[1]") is None, "fold 0 is not tested yet"
+    assert not (tmp_path / "fold-0").exists()
+    assert train("all", cohort, tmp_path, "run_folds=[]", "machine.folds=[0]") == tmp_path / "model.safetensors"
+    one, two = (json.loads((folder / "metrics.json").read_text()) for folder in (finished, tmp_path))
+    assert one["pooled"] == two["pooled"]
+    with pytest.raises(RunError, match=r"machine\.folds names fold 7, but the run has 0, 1"):
+        train("all", cohort, tmp_path, "run_folds=[]", "machine.folds=[7]")
+
+
+def test_stages_that_would_be_the_same_are_taken_over_from_another_run(
+    finished: Path, cohort: Path, tmp_path: Path
+) -> None:
+    reuse, run = f"machine.reuse={finished}", tmp_path / "run"
+    train("segment", cohort, run, "end_to_end.lr_mil=0.01", reuse)
+    train("end-to-end", cohort, run, "end_to_end.lr_mil=0.01", reuse)
+    of = {s: [(k / "fold-0" / f"{s}.pt").read_bytes() for k in (finished, run)] for s in ("segment", "end-to-end")}
+    assert of["segment"][0] == of["segment"][1]
+    assert of["end-to-end"][0] != of["end-to-end"][1], "another rate gives other weights"
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(RunError, match=r"machine\.reuse is .*, which holds no run"):
+        train("segment", cohort, tmp_path / "other", f"machine.reuse={tmp_path / 'empty'}")
+    lines = cohort.read_text().splitlines()
+    table = cohort.parent / "fewer.csv"
+    table.write_text("\n".join([lines[0], *lines[3:]]) + "\n")
+    with pytest.raises(RunError, match=r"a run of other slides \(2 rows of the table changed"):
+        train("segment", table, tmp_path / "other", reuse)
+    assert not (tmp_path / "other").exists()
+
+
+def test_without_the_end_to_end_stage_the_aggregator_learns_on_the_extractor_as_it_was(
+    finished: Path, cohort: Path, tmp_path: Path
+) -> None:
+    settings = ["end_to_end.epochs=0", "evaluate.selection=['lesion']"]
+    out = train("all", cohort, tmp_path, *settings, f"machine.reuse={finished}")
+    assert out is not None
+    assert not (tmp_path / "fold-0" / "end-to-end.pt").exists()
+    model = load_model(out)
+    stem = "conv_stem.weight"
+    one, two = (
+        model.extractor.state_dict()[f"encoder.{stem}"],
+        model.segmenter.state_dict()[f"net.encoder.model.{stem}"],
+    )
+    assert torch.equal(one, two)
+    assert json.loads((tmp_path / "fold-0" / "result.json").read_text())["test_before_mil"] is None
+    with pytest.raises(RunError, match=r"Stage end-to-end is left out, for end_to_end\.epochs is 0"):
+        train("end-to-end", cohort, tmp_path, *settings)
