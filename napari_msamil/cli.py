@@ -168,7 +168,7 @@ def classify(
             logging.getLogger(__name__).exception("%s failed", slide)
             failed.append((slide, f"unexpected {type(error).__name__}: {error}"))
     if failed:
-        print(f"\n{len(failed)} of {len(slides)} slides failed:", file=sys.stderr)
+        print(f"\n{len(failed)} of {len(slides)} slide{'s' if len(slides) > 1 else ''} failed:", file=sys.stderr)
         for slide, reason in failed:
             print(f"  {_failure(slide, reason)}", file=sys.stderr)
         raise typer.Exit(1)
@@ -281,7 +281,10 @@ def demo(
 
     slide = out / "sample-slide.tif"
     if not slide.exists():
-        write_sample_slide(slide)
+        try:
+            write_sample_slide(slide)
+        except OSError as error:
+            raise MsamilError(f"Cannot write the sample slide to {slide} ({error}): give another --out.") from error
     _classify_one(Request(slide), out / "result", overwrite=True)
     if no_viewer:
         return
@@ -317,6 +320,8 @@ def view(
         raise MsamilError(f"Cannot open napari: {reason}.")
     with open_slide(slide, mpp):  # a file that is no slide is refused here, not in an empty window
         pass
+    if model != "demo" and not Path(model).is_file():
+        raise typer.BadParameter(f"{model} is no file.", param_hint="--model")
     # The plugin is reached as a program of its own: nothing below it may import it.
     command = [sys.executable, "-m", "napari_msamil.plugin", str(slide), "--model", model]
     command += ["--mpp", str(mpp)] if mpp else []

@@ -70,7 +70,7 @@ def test_weak_evidence_is_said_on_the_line_of_the_class(slides: list[Path], tmp_
         given = ["classify", str(slides[0]), "--out", str(tmp_path / f"{lowest}"), "--model", str(model)]
         headlines.append(runner.invoke(app, given).stdout.splitlines()[0])
     assert "weak evidence" not in headlines[0]
-    assert headlines[1].endswith("%), weak evidence: no patch with enough lesion - research use only")
+    assert headlines[1].endswith("%), weak evidence: no lesion found - research use only")
 
 
 def test_one_bad_slide_stops_nothing_and_is_listed_last_with_its_reason(
@@ -178,6 +178,20 @@ def test_a_file_that_is_no_slide_opens_no_window(tmp_path: Path, monkeypatch: py
     done = runner.invoke(app, ["view", str(tmp_path / "gone.svs")])
     assert isinstance(done.exception, MsamilError)
     assert "gone.svs" in str(done.exception)
+
+
+def test_a_model_that_is_not_there_opens_no_window(slides: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DISPLAY", ":0")
+    done = runner.invoke(app, ["view", str(slides[0]), "--model", "gone.safetensors"])
+    assert done.exit_code == 2
+    assert "gone.safetensors is no file" in done.stderr
+
+
+def test_a_demo_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    done = runner.invoke(app, ["demo", "--no-viewer", "--out", str(tmp_path / "file" / "demo")])
+    assert isinstance(done.exception, MsamilError)
+    assert "give another --out" in str(done.exception)
 
 
 def test_a_model_region_or_device_that_cannot_be_used_is_wrong_usage_before_any_slide_is_looked_at(

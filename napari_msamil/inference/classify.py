@@ -224,7 +224,9 @@ def _notes(request: Request, patches: int, unread: int) -> tuple[str, ...]:
     if unread:
         notes.append(f"{unread} of {patches} patches could not be read and were left out")
     if request.region is not None:
-        notes.append("only the drawn region was looked at; masks and areas end at its border")
+        notes.append(
+            "only the drawn region was looked at: masks and areas end at its border, patches may reach half beyond it"
+        )
     return tuple(notes)
 
 

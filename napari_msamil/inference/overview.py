@@ -38,7 +38,7 @@ def draw_overview(prediction: Prediction, slide: Slide) -> Image.Image:
         ("Slide", picture),
         (f"Lesion mask: {prediction.lesion_label.split(' (')[0]}", _with_mask(picture, prediction)),
     ]
-    panels += [(_title(m), _with_heatmap(picture, m, prediction)) for m in maps]
+    panels += [(_title(m, prediction), _with_heatmap(picture, m, prediction)) for m in maps]
     bars_px = 26 * len(prediction.classes)
     width = max(760, GAP_PX + len(panels) * (size[0] + GAP_PX))
     foot = _foot(prediction, width - 2 * GAP_PX)
@@ -66,9 +66,9 @@ def _panel_size(slide_size: tuple[int, int]) -> tuple[int, int]:
     return width, height
 
 
-def _title(heatmap: Heatmap) -> str:
+def _title(heatmap: Heatmap, prediction: Prediction) -> str:
     seen = np.isfinite(heatmap.array).any()
-    return f"Attention {heatmap.name}, rank in slide" if seen else f"Attention {heatmap.name}: no patch was looked at"
+    return f"Attention {heatmap.name}{f', rank in {prediction.looked_at}' if seen else ': no patch was looked at'}"
 
 
 def _write_head(draw: ImageDraw.ImageDraw, prediction: Prediction, width_px: int) -> None:

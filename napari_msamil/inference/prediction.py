@@ -137,11 +137,20 @@ class Prediction:
         return "" if self.exclusive else NOT_EXCLUSIVE
 
     @property
+    def looked_at(self) -> str:
+        """What attention is shared out over: "slide", or "region" where one was drawn."""
+        return "slide" if self.region is None else "region"
+
+    @property
     def weak(self) -> str | None:
         """Why the result is weak evidence, in a few words that belong right beside the class; None where it is not."""
         read = len(self.table) - len(self.read_errors)
         reasons = [
-            "no patch with enough lesion" if self.fallback is not None else "",
+            ""
+            if self.fallback is None
+            else "no patch with enough lesion"
+            if self.lesion_mask.any()
+            else "no lesion found",
             f"only {read} patch{'es' if read > 1 else ''}" if read < FEW_PATCHES else "",
         ]
         return ", ".join(filter(None, reasons)) or None

@@ -95,4 +95,5 @@ def select_rows(
         return Selection(taken, f"{missed}: took the {len(taken)} with the largest")
     if not len(candidates):
         missed = "no tissue patch had any lesion"
-    return Selection(tissue, f"{missed}: took all {len(tissue)} tissue patches")
+    took = f"all {len(tissue)} tissue patches" if len(tissue) > 1 else "the only tissue patch"
+    return Selection(tissue, f"{missed}: took {took}")

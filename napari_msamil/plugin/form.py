@@ -140,7 +140,10 @@ class Form(QWidget):
         if self.model.value == FILE and not self.file.value.is_file():
             return "Choose a model file."
         if self.region.value is not None and not closed(self.region.value):
-            return f"Draw a closed region on {self.region.value.name!r}, or choose {WHOLE!r} under 3."
+            return (
+                "Draw the region: click its corners on the slide, double-click to close it. Or choose "
+                f"{WHOLE!r} under 3."
+            )
         return ""
 
     def request(self) -> Request:
@@ -169,7 +172,8 @@ class Form(QWidget):
         drawn = (layer for layer in self._viewer.layers if isinstance(layer, napari.layers.Shapes))
         shapes = [layer for layer in drawn if tag(layer).get("role") != TOP]
         here = [layer for layer in shapes if tag(layer).get("slide", self._slide_id) == self._slide_id]
-        return [(WHOLE, None), *((layer.name, layer) for layer in here)]
+        slide = f"{self.layer.name} | " if self.layer is not None else ""  # cut off, it would be all that is seen
+        return [(WHOLE, None), *((layer.name.removeprefix(slide), layer) for layer in here)]
 
     def _offer_regions(self) -> None:
         """Offer the chosen slide's regions; one who comes back to a slide finds the region drawn on it chosen still."""

@@ -27,7 +27,7 @@ TOP_COLOUR = (1.0, 0.85, 0.1, 1.0)
 VISITED_COLOUR = (1.0, 1.0, 1.0, 1.0)
 TOP_COUNT = 10
 VALUE_NAMES = {
-    "rank": "attention rank in this slide (0 lowest, 1 highest)",
+    "rank": "attention rank in this {} (0 lowest, 1 highest)",
     "relative": "attention relative to an average patch (1 = average)",
 }
 
@@ -109,6 +109,7 @@ def _heatmap(
                 "scale": heatmap.name,
                 "mpp": heatmap.mpp,
                 "values": values,
+                "of": prediction.looked_at,
                 "empty": why_empty(prediction, scale),
             }
         },
@@ -296,7 +297,9 @@ def mark_view(viewer: napari.viewer.Viewer) -> None:
     _outline_top(viewer)
     shown = [a for a in viewer.layers if tag(a).get("role") in (LESION, HEATMAP) and a.visible]
     maps = [a for a in shown if tag(a)["role"] == HEATMAP]
-    lines = [tag(a)["empty"] or f"{tag(a)['scale']}: {VALUE_NAMES[tag(a)['values']]}" for a in maps[-1:]]
+    lines = [
+        tag(a)["empty"] or f"{tag(a)['scale']}: {VALUE_NAMES[tag(a)['values']].format(tag(a)['of'])}" for a in maps[-1:]
+    ]
     text = overlay(viewer, "text")
     ours = RESEARCH_USE in text.text
     if shown:

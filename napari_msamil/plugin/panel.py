@@ -6,7 +6,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import napari.layers
-from napari.utils.notifications import show_info
 from qtpy.QtCore import QEvent, Qt, QTimer
 from qtpy.QtWidgets import QScrollArea, QVBoxLayout, QWidget
 
@@ -128,8 +127,7 @@ class MilPanel(QScrollArea):
     def _draw_region(self) -> None:
         if self.form.layer is not None:
             shapes = add_region_layer(self._viewer, self.form.layer)
-            self.form.region.value = shapes
-            show_info("Click the corners of the region on the slide; a double click closes it.")
+            self.form.region.value = shapes  # what to do now is said below: see `Form.missing`
 
     # --- running ---------------------------------------------------------------------------------------------------
 

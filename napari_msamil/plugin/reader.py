@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import napari
 
+from napari_msamil.plugin import compat
 from napari_msamil.plugin.slides import layer_data, watch
 from napari_msamil.slide.detect import SCANNER_SUFFIXES
 from napari_msamil.slide.slide import is_slide_file
@@ -14,7 +15,8 @@ from napari_msamil.slide.slide import is_slide_file
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from napari_msamil.plugin.slides import LayerData
+    from napari_msamil.plugin import compat
+from napari_msamil.plugin.slides import LayerData
 
 
 def get_reader(path: str | Path | list[str]) -> Callable[[str | Path], list[LayerData]] | None:
@@ -38,4 +40,5 @@ def read_slide(path: str | Path) -> list[LayerData]:
     viewer = napari.current_viewer()
     if viewer is not None:
         watch(viewer)
+        compat.overlay(viewer, "scale_bar").visible = True
     return [layer_data(path)]

@@ -29,8 +29,8 @@ def add_region_layer(viewer: napari.viewer.Viewer, slide_layer: napari.layers.Im
         units=slide_layer.units,
         axis_labels=slide_layer.axis_labels,
         edge_color="yellow",
-        face_color=[1.0, 1.0, 0.0, 0.08],
-        edge_width=max(slide_layer.data[0].shape[:2]) / 400,
+        face_color=[0.0, 0.0, 0.0, 0.0],  # the tissue keeps its colours
+        edge_width=max(slide_layer.data[0].shape[:2]) / 1000,
         metadata={KEY: {"role": REGION, "slide": tag(slide_layer)["slide"]}},
     )
     layer.mode = "add_polygon"

@@ -96,8 +96,8 @@ class ResultView(QWidget):
         column.addWidget(heading("5  Result"))
         column.addWidget(self.headline)
         column.addWidget(self.weak)
-        column.addLayout(self.bars)
         column.addWidget(self.notice)
+        column.addLayout(self.bars)
         column.addWidget(self.warning)
         maps = QGridLayout()
         maps.setColumnStretch(1, 1)
@@ -154,7 +154,8 @@ class ResultView(QWidget):
         self.headline.setStyleSheet(f"color: {FAINT};" if prediction.weak else "")
         self.weak.setText(f"⚠ Weak evidence: {prediction.weak}")
         self.weak.setVisible(bool(prediction.weak))
-        self.notice.setText(f"Model: {prediction.model_name}\n{RESEARCH_USE}")
+        use = prediction.intended_use
+        self.notice.setText(f"Model: {prediction.model_name}\n{use}{'' if RESEARCH_USE in use else f' {RESEARCH_USE}'}")
         self._fill_bars(prediction)
         with self.scale.changed.blocked(), self.values.changed.blocked(), self.opacity.changed.blocked():
             names = [s.name for s in reversed(prediction.table.scales)]  # coarse to fine, as one zooms in
@@ -190,12 +191,12 @@ class ResultView(QWidget):
 
 
 def facts(prediction: Prediction) -> str:
-    """How to read the probabilities, what the model is for, patches per scale, areas, device and time, one per line."""
+    """How to read the probabilities, where was looked, patches per scale, areas, device and time, one per line."""
     table = prediction.table
     counts = " · ".join(f"{s.name} {int((table.scale == i).sum())}" for i, s in enumerate(table.scales))
     return "\n".join([
         *([prediction.how_to_read] if prediction.how_to_read else []),
-        f"Intended use: {prediction.intended_use}",
+        f"Looked at: {'the drawn region' if prediction.region else 'the whole slide'}",
         f"Patches: {counts}",
         f"{prediction.lesion_label.capitalize()}: {prediction.lesion_area_mm2:.3g} mm²",
         f"Tissue: {prediction.tissue_area_mm2:.3g} mm²",

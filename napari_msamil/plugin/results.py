@@ -14,7 +14,7 @@ from qtpy.QtWidgets import QFileDialog, QMessageBox
 from napari_msamil.errors import MsamilError
 from napari_msamil.plugin import compat, layers
 from napari_msamil.plugin.result_view import OFF
-from napari_msamil.plugin.slides import HEATMAP, tag
+from napari_msamil.plugin.slides import HEATMAP, KEY, slide_layers, tag
 
 if TYPE_CHECKING:
     import napari.layers
@@ -29,7 +29,9 @@ logger = logging.getLogger(__name__)
 
 
 class Results(QObject):
-    """Keeps the latest result of each slide and shows it: as layers, and in the result view while its slide is chosen.
+    """Shows the latest result of each slide: as layers, and in the result view while its slide is chosen.
+
+    A result is kept with its slide's layer, so that a panel that is closed and opened again finds it.
 
     Args:
         viewer: gets the layers.
@@ -48,30 +50,36 @@ class Results(QObject):
         self._form = form
         self._view = view
         self._closed = False
-        self._results: dict[str, Prediction] = {}
         self._visited: dict[str, tuple[int, int]] = {}  # by slide: scale of the last patch shown, its place
         view.scale_chosen.connect(self._show_scale)
         view.values_chosen.connect(self._show_values)
         view.opacity_chosen.connect(self._show_opacity)
         view.next_asked.connect(self._show_next)
         view.save_asked.connect(self._ask_where_to_save)
+        for layer in slide_layers(viewer):
+            self._listen(layer)
 
     def of(self, layer: napari.layers.Image) -> Prediction | None:
         """The latest result of a slide layer, if there is one."""
-        return self._results.get(tag(layer)["slide"])
+        found: Prediction | None = tag(layer).get("result")
+        return found
 
     def add(self, layer: napari.layers.Image, prediction: Prediction) -> None:
         """Keep a slide's result in place of an earlier one, and lay it on the slide."""
         self.forget(layer)
-        self._results[tag(layer)["slide"]] = prediction
-        added = layers.show(self._viewer, layer, prediction, values=self._view.values.value)
-        for heatmap in (each for each in added if tag(each)["role"] == HEATMAP):
+        layer.metadata[KEY] = {**tag(layer), "result": prediction}
+        layers.show(self._viewer, layer, prediction, values=self._view.values.value)
+        self._listen(layer)
+
+    def _listen(self, layer: napari.layers.Layer) -> None:
+        """Notice when the user chooses other colours for a slide's heatmaps."""
+        for heatmap in layers.result_layers(self._viewer, tag(layer)["slide"], HEATMAP):
             heatmap.events.colormap.connect(self._explain_colours)
             heatmap.events.contrast_limits.connect(self._explain_colours)
 
     def forget(self, layer: napari.layers.Layer) -> None:
         """Drop the result of a slide layer; its layers are not touched."""
-        self._results.pop(tag(layer)["slide"], None)
+        layer.metadata[KEY] = {**tag(layer), "result": None}
         self._visited.pop(tag(layer)["slide"], None)
 
     def outdate(self, layer: napari.layers.Image) -> None:
@@ -85,7 +93,7 @@ class Results(QObject):
 
     def refresh(self) -> None:
         """Show the chosen slide's result in the view, or hide the view where there is none."""
-        prediction = self._results.get(self._slide_id())
+        prediction = None if self._form.layer is None else self.of(self._form.layer)
         self._view.setVisible(prediction is not None)
         if prediction is None:
             return
@@ -106,10 +114,11 @@ class Results(QObject):
         """Write the chosen slide's result below a folder, in the background; asks before it replaces an earlier one."""
         from napari_msamil.inference.result import SUMMARY, result_folder
 
-        prediction = self._results[self._slide_id()]
+        prediction = self._chosen()
         earlier = result_folder(prediction.slide_path, Path(folder))
         replace = (earlier / SUMMARY).is_file()
         if replace and not may_replace(earlier, self._view):
+            self.said.emit("Not saved: the earlier result stays.", False)
             return
         worker = create_worker(_write, prediction, folder, replace, _start_thread=False, _ignore_errors=True)
         worker.returned.connect(self._on_saved)
@@ -132,6 +141,12 @@ class Results(QObject):
         if folder:
             self.save(folder)
 
+    def _chosen(self) -> Prediction:
+        """The chosen slide's result; only asked for while it is shown."""
+        found = self.of(self._form.layer)
+        assert found is not None
+        return found
+
     def _slide_id(self) -> str:
         return "" if self._form.layer is None else str(tag(self._form.layer)["slide"])
 
@@ -152,7 +167,7 @@ class Results(QObject):
         layers.show_scale(self._viewer, self._slide_id(), None if name == OFF else name)
 
     def _show_values(self, values: Any) -> None:
-        layers.set_values(self._viewer, self._slide_id(), self._results[self._slide_id()], values)
+        layers.set_values(self._viewer, self._slide_id(), self._chosen(), values)
 
     def _show_opacity(self, opacity: float) -> None:
         for layer in self._maps():
@@ -160,7 +175,7 @@ class Results(QObject):
 
     def _show_next(self) -> None:
         """Centre the next patch of the shown scale, most attention first, at its own magnification."""
-        layer, prediction = self._form.layer, self._results[self._slide_id()]
+        layer, prediction = self._form.layer, self._chosen()
         names = [scale.name for scale in prediction.table.scales]
         if self._shown_scale() == OFF:
             self._show_scale(names[0])
@@ -183,7 +198,7 @@ class Results(QObject):
         """Say which of the patches with most attention was visited last."""
         text = ""
         if self._slide_id() in self._visited:
-            prediction = self._results[self._slide_id()]
+            prediction = self._chosen()
             scale, place = self._visited[self._slide_id()]
             count = len(prediction.top_patches(scale, layers.TOP_COUNT))
             text = f"{place + 1} of {count} at {prediction.table.scales[scale].name}"

@@ -177,7 +177,7 @@ def _attend(event: Any) -> None:
         return
     if any(other is not layer and tag(other)["slide"] == tag(layer)["slide"] for other in _slides(event.source)):
         # napari's "Duplicate layer" copies the metadata too
-        fresh = {"slide": _new_id(), "prefetcher": Prefetcher(tag(layer)["pyramid"])}
+        fresh = {"slide": _new_id(), "prefetcher": Prefetcher(tag(layer)["pyramid"]), "result": None}
         layer.metadata[KEY] = {**tag(layer), **fresh}
     prefetcher: Prefetcher = tag(layer)["prefetcher"]
     layer.events.set_data.connect(prefetcher.follow)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from napari_msamil.plugin import compat
-from napari_msamil.plugin.slides import KEY, SLIDE, tag
+from napari_msamil.plugin.slides import KEY, SLIDE, mpp_of, tag
 
 if TYPE_CHECKING:
     import napari.layers
@@ -33,10 +33,22 @@ class Stage:
     def turn_to(self, chosen: napari.layers.Image | None) -> bool:
         """Show a slide, all of it, in place of the one before; says whether it was another one."""
         turned = self._show(chosen)
+        self._share_unit(chosen)
         if turned and chosen is not None:
             self._viewer.layers.selection.active = chosen  # else a tool might go on drawing on a layer that is hidden
             compat.fit(self._viewer, chosen)
         return turned
+
+    def _share_unit(self, chosen: napari.layers.Image | None) -> None:
+        """Give what lies on the other slides the chosen one's unit: where units differ napari shows a bar without one.
+
+        Pixels that are called µm while nobody sees them are called pixels again when their slide is chosen.
+        """
+        if chosen is None:
+            return
+        unit = "pixel" if mpp_of(chosen) is None else "um"
+        for layer in [a for a in self._viewer.layers if "slide" in tag(a)]:
+            layer.units = (unit,) * layer.ndim
 
     def _show(self, chosen: napari.layers.Image | None) -> bool:
         left, self._slide_id = self._slide_id, "" if chosen is None else tag(chosen)["slide"]

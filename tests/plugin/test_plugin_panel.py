@@ -20,6 +20,7 @@ from napari_msamil.inference import classify as classify_module
 from napari_msamil.inference.classify import Progress, classify
 from napari_msamil.inference.prediction import RESEARCH_USE
 from napari_msamil.plugin import compat, layers, slides
+from napari_msamil.plugin.panel import MilPanel
 from napari_msamil.plugin.worker import Run
 from napari_msamil.slide import flat
 from napari_msamil.slide.slide import Slide
@@ -75,7 +76,8 @@ def test_a_click_classifies_and_shows_mask_and_one_map_per_scale(
     said = texts(panel)
     assert RESEARCH_USE in said
     assert "Device: cpu" in said
-    assert f"Intended use: {panel.result_of(viewer.layers['square']).intended_use}" in said
+    assert panel.result_of(viewer.layers["square"]).intended_use in panel.result_view.notice.text()
+    assert "Looked at: the whole slide" in said
     assert said.count(f"Model: {panel.result_of(viewer.layers['square']).model_name}") == 1
     assert "benign" in said
     assert "malignant" in said
@@ -580,6 +582,9 @@ def test_weak_evidence_stands_right_below_the_class(panel: Any, slide_file: Path
     assert panel.result_view.weak.text() == "⚠ Weak evidence: no patch with enough lesion"
     top, below = panel.result_view.headline.geometry(), panel.result_view.weak.geometry()
     assert top.bottom() < below.top() < panel.result_view.notice.geometry().top()
+    panel.results.add(layer, replace(prediction, fallback="took all", lesion_mask=0 * prediction.lesion_mask))
+    panel.results.refresh()
+    assert panel.result_view.weak.text() == "⚠ Weak evidence: no lesion found"
 
 
 def test_the_colours_are_explained_as_they_are(panel: Any, viewer: Any, slide_file: Path, qtbot: Any) -> None:
@@ -661,7 +666,8 @@ def test_a_drawn_region_limits_the_patches(panel: Any, viewer: Any, slide_file: 
     panel.form.draw.native.click()
     shapes = viewer.layers[-1]
     assert panel.form.region.value == shapes
-    assert panel.run_view.status.text().startswith("Draw a closed region on 'square | region', or choose 'Whole slide'")
+    assert panel.run_view.status.text().startswith("Draw the region: click its corners on the slide, double-click")
+    assert panel.form.region.native.currentText() == "region", "the slide's name before it would be all one sees"
     assert not panel.run_view.start.enabled
     shapes.add_paths([[[180, 300], [180, 550]]])
     assert not panel.run_view.start.enabled, "a path encloses nothing"
@@ -671,6 +677,8 @@ def test_a_drawn_region_limits_the_patches(panel: Any, viewer: Any, slide_file: 
     table = panel.result_of(layer).table
     centres = table.coords + np.array([table.footprint(int(s)) for s in table.scale]) / 2
     assert ((centres > [200, 80]) & (centres < [650, 500])).all()
+    assert "Looked at: the drawn region" in texts(panel)
+    assert "rank in this region" in compat.overlay(viewer, "text").text
 
 
 def test_a_scale_without_patches_says_so_as_long_as_it_is_shown(
@@ -794,6 +802,47 @@ def test_opening_shows_the_whole_slide_and_a_scale_bar(panel: Any, viewer: Any, 
     panel.open_slide(slide_file)
     assert compat.overlay(viewer, "scale_bar").visible
     assert compat.camera(viewer).center[-2:] == pytest.approx((449.5, 599.5), abs=1)
+
+
+def test_a_panel_that_is_closed_and_opened_again_shows_the_result_that_lies_on_the_slide(
+    panel: Any, viewer: Any, slide_file: Path, qtbot: Any
+) -> None:
+    layer = panel.open_slide(slide_file)
+    run(panel, qtbot)
+    before = panel.result_view.headline.text(), panel.result_of(layer)
+    viewer.window.remove_dock_widget(panel)
+    again = MilPanel(viewer)
+    viewer.window.add_dock_widget(again, name="Multi-scale MIL", area="right")
+    assert (again.result_view.headline.text(), again.result_of(layer)) == before
+    assert not again.result_view.isHidden()
+    again.result_view.scale.value = "5x"
+    assert viewer.layers["square | attention 5x"].visible
+    viewer.layers["square | attention 5x"].colormap = "gray"
+    assert again.result_view.colours.pixmap().toImage().pixelColor(0, 0).getRgb()[:3] == (0, 0, 0)
+    again.shut_down()
+
+
+def test_slides_with_and_without_pixel_size_keep_the_scale_bar_of_the_chosen_one_right(
+    panel: Any, viewer: Any, slide_file: Path, bare_file: Path, qtbot: Any
+) -> None:
+    def units() -> list[str]:
+        shown = viewer.layers.extent.units
+        assert shown is not None, "they differ: napari would show a bar without a unit"
+        return [str(unit) for unit in shown]
+
+    calibrated = panel.open_slide(slide_file)
+    run(panel, qtbot)
+    bare = panel.open_slide(bare_file)
+    assert units() == ["pixel", "pixel"]
+    panel.form.choose(calibrated)
+    assert units() == ["micrometer", "micrometer"]
+    panel.form.choose(bare)
+    assert units() == ["pixel", "pixel"]
+    panel.form.mpp.value = 0.5
+    panel.form.calibrate()
+    assert units() == ["micrometer", "micrometer"]
+    assert tuple(bare.scale) == (0.5, 0.5)
+    assert tuple(calibrated.scale) == (1.0, 1.0)
 
 
 def test_the_panel_is_narrow_enough_for_a_small_screen(panel: Any, slide_file: Path, qtbot: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import shutil
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from napari.layers import Layer
 from PIL import Image
 
 from napari_msamil.errors import SlideError
-from napari_msamil.plugin import slides
+from napari_msamil.plugin import compat, slides
 from napari_msamil.plugin.reader import get_reader, read_slide
 
 
@@ -145,6 +146,48 @@ def test_the_sample_is_made_once_and_opens_as_a_slide(
     assert len(made) == 1
     assert levels[0].shape == (900, 1200, 3)
     assert keywords["metadata"]["msamil"]["role"] == "slide"
+
+
+@pytest.mark.gui
+def test_the_sample_is_drawn_in_the_background_the_first_time(
+    viewer: Any, slide_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, qtbot: Any
+) -> None:
+    from napari_msamil.plugin import sample
+
+    drawn_by: list[threading.Thread] = []
+
+    def make(path: Path) -> None:
+        drawn_by.append(threading.current_thread())
+        path.parent.mkdir()
+        shutil.copy(slide_file, path)
+
+    monkeypatch.setattr(sample.platformdirs, "user_cache_dir", lambda name: str(tmp_path / name))
+    monkeypatch.setattr(sample, "write_sample_slide", make)
+    assert sample.make_sample() == []
+    qtbot.waitUntil(lambda: len(viewer.layers) == 1, timeout=30_000)
+    assert drawn_by != [threading.main_thread()]
+    assert viewer.layers[0].metadata["msamil"]["role"] == "slide"
+    assert compat.overlay(viewer, "scale_bar").visible
+
+
+@pytest.mark.gui
+def test_a_sample_that_cannot_be_drawn_says_why(
+    viewer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, qtbot: Any
+) -> None:
+    from napari_msamil.plugin import sample
+
+    told: list[str] = []
+
+    def fail(path: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(sample.platformdirs, "user_cache_dir", lambda name: str(tmp_path / name))
+    monkeypatch.setattr(sample, "write_sample_slide", fail)
+    monkeypatch.setattr(sample, "show_error", told.append)
+    sample.make_sample()
+    qtbot.waitUntil(lambda: bool(told), timeout=30_000)
+    assert "No space left on device" in told[0]
+    assert not viewer.layers
 
 
 def test_the_manifest_offers_reader_panel_and_sample() -> None:
