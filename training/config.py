@@ -54,21 +54,24 @@ class Segment(Frozen):
 
 
 class Pretrain(Frozen):
-    """Stage "pretrain": the extractor learns which share of a single patch is lesion, before it sees any slide label.
+    """Stage "pretrain": the extractor learns from single patches which share of them is lesion.
 
     Ours, not the paper's, which starts from ImageNet weights: to random ones, some hundred slide labels teach nothing.
 
     Attributes:
         steps: Optimiser steps; 0 leaves the stage out.
-        batch: Patches a step, six of each slide.
+        batch: Patches a step, six of each slide, drawn as end_to_end.sample says.
         crop_px: Side of the piece of a patch that is learned from; 0 is the whole.
         learning_rate: Peak rate of AdamW.
+        labels: Learn from each patch the label of its slide too, as if it were its own; for cohorts in which most
+            patches of a slide show what it is labelled for.
     """
 
     steps: int = Field(default=0, ge=0)
     batch: int = Field(default=48, ge=1)
     crop_px: int = Field(default=0, ge=0)
     learning_rate: float = Field(default=2e-3, gt=0)
+    labels: bool = False
 
 
 class EndToEnd(Frozen):

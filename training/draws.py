@@ -181,37 +181,53 @@ class PatchStream:
                         yield from self._draws.keys(number, one)
 
 
-class PatchesWithLesion:
-    """Single patches of slides whose lesions are known, and their share of lesion, each step from its number alone."""
+Patches = tuple[Tensor, Tensor, Tensor]
+"""Pixels (B, P, P, 3), as for `Model.normalise`; the share of each that is lesion, (B,) float32; the target of its
+slide, (B,) or, where classes do not exclude each other, (B, C), int64."""
 
-    def __init__(self, store: SlideStore, config: Config, training: Sequence[int], held: Sequence[int]) -> None:
-        """Draw from the rows ``training``, show patches of the rows ``held`` as they are; their lesions are known."""
+
+class PatchesWithLesion:
+    """Single patches of slides whose lesions are known, each step from its number alone."""
+
+    def __init__(
+        self,
+        store: SlideStore,
+        config: Config,
+        targets: NDArray[np.int64],
+        training: Sequence[int],
+        held: Sequence[int],
+    ) -> None:
+        """See `PatchDraws`; the lesions of the rows ``training`` and ``held`` are known."""
         self._store = store
         self._settings = config.pretrain
+        self._quota = config.end_to_end.sample == "quota"
         self._augment = config.augment
         self._seed = config.seed
-        self._groups = _by_lesion(store, training)
+        self._targets = targets
+        self._groups = sampling_groups(targets, training) if config.pretrain.labels else _by_lesion(store, training)
         self._held = tuple(held)
 
-    def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:
-        """Pixels (batch, px, px, 3) and share of lesion (batch,) float32 of a step."""
+    def __getitem__(self, step: int) -> Patches:
+        """The patches of a step."""
         counts = [len(range(part.start, part.stop)) for part in pieces(self._settings.batch, _OF_A_SLIDE)]
         parts = []
         for slot, wanted in enumerate(counts):
             rng = np.random.default_rng([self._seed, 21, step, slot])
             group = self._groups[(step * len(counts) + slot) % len(self._groups)]
             parts.append(self._some(group[rng.integers(len(group))], rng, wanted, changed=self._augment))
-        return torch.cat([pixels for pixels, _ in parts]), torch.cat([share for _, share in parts])
+        pixels, shares, labels = zip(*parts, strict=True)
+        return torch.cat(pixels), torch.cat(shares), torch.cat(labels)
 
-    def held(self) -> list[tuple[Tensor, Tensor]]:
+    def held(self) -> list[Patches]:
         """Some patches of each validation slide, always the same."""
         rngs = {row: np.random.default_rng([self._seed, 22, row]) for row in self._held}
         return [self._some(row, rng, 2 * _OF_A_SLIDE, changed=False) for row, rng in rngs.items()]
 
-    def _some(self, row: int, rng: np.random.Generator, count: int, *, changed: bool) -> tuple[Tensor, Tensor]:
+    def _some(self, row: int, rng: np.random.Generator, count: int, *, changed: bool) -> Patches:
         """Pieces of some patches of a slide, about as many of each scale; all are changed alike."""
         table, side = self._store.table(row), self._store.card.patch_px
-        rows = sample_rows(table, rng, count, tissue=self._store.card.thresholds.tissue_fraction, quota=True)
+        tissue = self._store.card.thresholds.tissue_fraction
+        rows = sample_rows(table, rng, count, tissue=tissue, quota=self._quota)
         table, px = table.take(rows), self._settings.crop_px or side
         corners = rng.integers(side - px + 1, size=(len(rows), 2)).tolist()  # (x, y) in patch px
         whole = self._store.pixels(row, table)
@@ -219,11 +235,12 @@ class PatchesWithLesion:
         steps = np.array([table.footprint(int(scale)) for scale in table.scale]) / side  # level-0 px of a patch px
         starts = table.coords + np.array(corners) * steps
         share = torch.from_numpy(self._store.lesion_shares(row, starts, starts + px * steps))
+        label = tensor_of(np.repeat(self._targets[row][None], len(rows), axis=0))
         if not changed:
-            return tensor_of(pixels), share
+            return tensor_of(pixels), share, label
         turn, look = int(rng.integers(8)), random_look(rng)
         generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
-        return apply_look(turned(pixels, turn), look, generator=generator), share
+        return apply_look(turned(pixels, turn), look, generator=generator), share, label
 
 
 def _by_lesion(store: SlideStore, rows: Sequence[int]) -> list[list[int]]:

@@ -64,5 +64,5 @@ def _settings_of(stage: str, config: Config) -> dict[str, Any]:
     """What a stage depends on, the rows it learns from aside; another run in which it is equal may lend its result."""
     settings = {key: value for key, value in config.fixed().items() if key not in ("run_folds", *_AFTER[stage])}
     if stage == "pretrain":
-        settings |= {"start": config.end_to_end.start, "precision": config.end_to_end.precision}
+        settings |= {key: getattr(config.end_to_end, key) for key in ("start", "precision", "sample")}
     return settings

@@ -1,4 +1,4 @@
-"""Stage "pretrain": the extractor learns which share of a single patch is lesion, before it sees any slide label.
+"""Stage "pretrain": the extractor learns from single patches: their share of lesion, their slide's label.
 
 It is ours, not the paper's: MsaMIL-Net starts from ImageNet weights. A network with random weights gets no useful
 gradient from a few hundred slide labels, but it does from the lesion masks that train the segmenter.
@@ -7,17 +7,17 @@ gradient from a few hundred slide labels, but it does from the lesion masks that
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from napari_msamil.models.logits import loss_of_each
 from napari_msamil.models.model import Model
 
 from .distributed import gather, mine, rank, world
+from .draws import Patches
 from .loop import Plan, State, train
-
-Patches = tuple[Tensor, Tensor]
-"""Pixels (B, P, P, 3), as for `Model.normalise`, and the share of each that is lesion, (B,) float32."""
 
 
 def pretrain_extractor(
@@ -27,6 +27,7 @@ def pretrain_extractor(
     *,
     plan: Plan,
     folder: Path,
+    labels: bool = False,
     bf16: bool = False,
     resume: bool = False,
     tensorboard: bool = False,
@@ -41,6 +42,7 @@ def pretrain_extractor(
         held: Gives the validation patches; called once, when the first score is due.
         plan: The schedule.
         folder: For checkpoint and log.
+        labels: Learn the target of each patch's slide too, as if it were the patch's own.
         bf16: Compute the extractor in mixed precision.
         resume: Continue from the checkpoint.
         tensorboard: Write TensorBoard files too.
@@ -49,33 +51,39 @@ def pretrain_extractor(
         The final state; its score is the negative cross-entropy.
     """
     torch.manual_seed(plan.seed)
-    head, shortcut = classifiers(model, 1)
+    classes = len(model.card.classes) if labels else 0
+    head, shortcut = classifiers(model, 1 + classes)
     kept: list[Patches] = []
+
+    def losses(guess: Tensor, share: Tensor, target: Tensor) -> Tensor:
+        """(B,) of each patch."""
+        each = binary_cross_entropy_with_logits(guess[:, 0].float(), share.to(guess.device), reduction="none")
+        if labels:
+            each = each + loss_of_each(guess[:, 1:].float(), target.to(guess.device), exclusive=model.card.exclusive)
+        return each
 
     def step(number: int) -> float:
         model.extractor.train()
         whole = draw(number)
-        pixels, target = (part[rank() :: world()] for part in whole)
-        if not len(target):
+        pixels, share, target = (part[rank() :: world()] for part in whole)
+        if not len(share):
             return 0.0
         with torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
             guesses = two_guesses(model, pixels, head, shortcut)
-        target = target.to(model.device)
-        losses = [_cross_entropy(guess, target).mean() * (len(target) / len(whole[1])) for guess in guesses]
-        torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]
-        return float(losses[0].detach())
+        found = [losses(guess, share, target).mean() * (len(share) / len(whole[1])) for guess in guesses]
+        torch.stack(found).sum().backward()  # type: ignore[no-untyped-call]
+        return float(found[0].detach())
 
     def score() -> float:
         if not kept:
             kept.extend(mine(held()))
         model.extractor.eval()
-        with torch.inference_mode(), torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
-            guesses = [head(model.extractor(model.normalise(pixels))) for pixels, _ in kept]
-        found = [
-            _cross_entropy(guess, target.to(model.device)) for guess, (_, target) in zip(guesses, kept, strict=True)
-        ]
-        losses = torch.tensor([loss for part in gather([one.tolist() for one in found]) for loss in part])
-        return -float(losses.mean())
+        found = []
+        for pixels, share, target in kept:
+            with torch.inference_mode(), torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
+                guess = head(model.extractor(model.normalise(pixels)))
+            found.append(losses(guess, share, target).tolist())
+        return -float(np.mean([loss for part in gather(found) for loss in part]))
 
     modules = {"extractor": model.extractor, "head": head, "shortcut": shortcut}
     return train(plan, modules, step=step, score=score, folder=folder, resume=resume, tensorboard=tensorboard)
@@ -97,7 +105,3 @@ def two_guesses(model: Model, pixels: Tensor, head: nn.Module, shortcut: nn.Modu
     guess = head(model.extractor(model.normalise(pixels)))
     hook.remove()
     return guess, shortcut(maps.pop().mean(1))
-
-
-def _cross_entropy(guess: Tensor, target: Tensor) -> Tensor:
-    return binary_cross_entropy_with_logits(guess[:, 0].float(), target, reduction="none")

@@ -19,7 +19,7 @@ from napari_msamil.errors import MissingMppError, MsamilError, ReadError
 from napari_msamil.files import write_atomically
 from napari_msamil.inference.candidates import candidate_table, on_square, read_thumbnail
 from napari_msamil.models.card import Card
-from napari_msamil.patches.areas import cell_areas
+from napari_msamil.patches.areas import box_areas
 from napari_msamil.patches.areas import pieces as lay_out
 from napari_msamil.patches.grid import PatchTable
 from napari_msamil.patches.reader import PatchBatch, read_patches
@@ -165,8 +165,8 @@ class SlideStore:
         kept = self.prepared(row)
         assert kept.lesion is not None
         lesion = lay_out(kept.lesion, kept.size)
-        areas = [cell_areas(lesion, *corners.T)[0, 0] for corners in np.stack([starts, ends], axis=1)]
-        shares: NDArray[np.float32] = (np.array(areas) / np.prod(ends - starts, axis=1)).astype(np.float32)
+        areas = box_areas(lesion, starts, ends)
+        shares: NDArray[np.float32] = (areas / np.prod(ends - starts, axis=1)).astype(np.float32)
         return shares
 
     def open(self, row: int) -> Slide:

@@ -62,6 +62,7 @@ class Fold:
     def take_over(self, stages: Sequence[str]) -> None:
         """Put the best weights of stages that are over into the model."""
         for stage in stages:
+            self._reuse(stage)
             self._take_over(stage)
 
     def run_stage(self, stage: str) -> None:
@@ -155,10 +156,11 @@ class Fold:
         if not self._pretrains():
             _log.warning("fold %d: no training slide has a known lesion; stage pretrain is left out", self.number)
             return
-        draws = PatchesWithLesion(self._store, self.run.config, known, held)
+        draws = PatchesWithLesion(self._store, self.run.config, self.targets, known, held)
         bf16 = self.run.bf16 and self.run.config.end_to_end.precision == "auto"
         with closing(Ahead(draws, self._steps_from("pretrain"))) as draw:
-            state = pretrain_extractor(self.model, draw, draws.held, bf16=bf16, **self._how("pretrain"))
+            labels = self.run.config.pretrain.labels
+            state = pretrain_extractor(self.model, draw, draws.held, labels=labels, bf16=bf16, **self._how("pretrain"))
         self._note("pretrain", state, _SCORES["pretrain"])
 
     def _pretrains(self) -> bool:

@@ -32,7 +32,12 @@ def loss(logits: Tensor, target: Tensor, *, exclusive: bool, label_smoothing: fl
     Returns:
         Cross-entropy; or the mean over classes of the binary cross-entropies, so that both have the size of one.
     """
+    return loss_of_each(logits[None], target[None], exclusive=exclusive, label_smoothing=label_smoothing)[0]
+
+
+def loss_of_each(logits: Tensor, target: Tensor, *, exclusive: bool, label_smoothing: float = 0.0) -> Tensor:
+    """The same for several at once: logits (B, C), target (B,) or (B, C), losses (B,)."""
     if exclusive:
-        return cross_entropy(logits[None], target[None], label_smoothing=label_smoothing)
+        return cross_entropy(logits, target, label_smoothing=label_smoothing, reduction="none")
     wanted = target.to(logits) * (1 - label_smoothing) + label_smoothing / 2
-    return binary_cross_entropy_with_logits(logits, wanted)
+    return binary_cross_entropy_with_logits(logits, wanted, reduction="none").mean(-1)

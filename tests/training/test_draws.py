@@ -54,7 +54,8 @@ def test_a_patch_comes_with_the_share_of_lesion_of_just_the_piece_that_is_shown(
     config = read_config("tiny", ["model.thumbnail_px=512", "pretrain.batch=9", "pretrain.crop_px=40", "augment=false"])
     fine = SlideStore(store.slides, config.card(("a", "b")), store.folder / "fine")
     fine.prepare([0, 1])
-    pixels, shares = PatchesWithLesion(fine, config, [0, 1], [0, 1])[5]
+    pixels, shares, labels = PatchesWithLesion(fine, config, made.targets, [0, 1], [0, 1])[5]
+    assert set(labels.tolist()) == {0, 1}
     assert pixels.shape == (9, 40, 40, 3)
     assert pixels.dtype == torch.uint8
     found = 0
@@ -74,10 +75,18 @@ def test_a_patch_comes_with_the_share_of_lesion_of_just_the_piece_that_is_shown(
     assert {0.0} < set(shares.tolist())
 
 
+def test_slides_of_all_classes_take_turns_where_their_labels_are_learned_from_patches(made: PatchDraws) -> None:
+    settings = ["model.thumbnail_px=128", "pretrain.batch=24", "pretrain.crop_px=40", "pretrain.labels=true"]
+    config = read_config("tiny", settings)
+    _, _, labels = PatchesWithLesion(made.store, config, made.targets, [0, 1], [0])[0]
+    assert labels.tolist() == [0] * 6 + [1] * 6 + [0] * 6 + [1] * 6
+
+
 def test_validation_patches_are_always_the_same(made: PatchDraws) -> None:
     config = read_config("tiny", ["model.thumbnail_px=128", "pretrain.crop_px=40"])
-    draws = PatchesWithLesion(made.store, config, [0], [1])
-    (first, share), (second, again) = draws.held()[0], draws.held()[0]
+    draws = PatchesWithLesion(made.store, config, made.targets, [0], [1])
+    (first, share, label), (second, again, _) = draws.held()[0], draws.held()[0]
+    assert label.tolist() == [made.targets[1]] * len(first)
     assert first.shape[1:] == (40, 40, 3)
     np.testing.assert_array_equal(first.numpy(), second.numpy())
     np.testing.assert_array_equal(share.numpy(), again.numpy())

@@ -231,8 +231,12 @@ def test_processes_that_read_patches_give_the_same_training_as_a_thread(cohort: 
         assert torch.equal(value, two["modules"]["aggregator"][name]), name
 
 
-def test_stage_pretrain_makes_the_extractor_that_later_stages_begin_with(cohort: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("labels", ["false", "true"])
+def test_stage_pretrain_makes_the_extractor_that_later_stages_begin_with(
+    cohort: Path, tmp_path: Path, labels: str
+) -> None:
     first = ["pretrain.steps=3", "pretrain.batch=8", "pretrain.crop_px=48", "end_to_end.freeze=true"]
+    first.append(f"pretrain.labels={labels}")
     train("segment", cohort, tmp_path, *first)
     with pytest.raises(RunError, match="Stage pretrain of fold 0 is not over: run `msamil train pretrain`"):
         train("end-to-end", cohort, tmp_path, *first)
@@ -269,7 +273,6 @@ def test_stages_that_would_be_the_same_are_taken_over_from_another_run(
     finished: Path, cohort: Path, tmp_path: Path
 ) -> None:
     reuse, run = f"machine.reuse={finished}", tmp_path / "run"
-    train("segment", cohort, run, "end_to_end.lr_mil=0.01", reuse)
     train("end-to-end", cohort, run, "end_to_end.lr_mil=0.01", reuse)
     of = {s: [(k / "fold-0" / f"{s}.pt").read_bytes() for k in (finished, run)] for s in ("segment", "end-to-end")}
     assert of["segment"][0] == of["segment"][1]
