@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from napari_msamil.plugin.compat import overlay
-from napari_msamil.plugin.slides import HEATMAP, KEY, LESION, TOP, slide_layers, tag
+from napari_msamil.plugin.compat import camera, overlay
+from napari_msamil.plugin.slides import HEATMAP, KEY, LESION, REGION, TOP, slide_layers, tag
 
 if TYPE_CHECKING:
     import napari.layers
@@ -70,7 +70,12 @@ def from_prediction(
     """
     from napari.utils.colormaps import DirectLabelColormap
 
-    mark = {"slide": tag(slide_layer)["slide"], "run": next(_runs), "model": prediction.model_name}
+    mark = {
+        "slide": tag(slide_layer)["slide"],
+        "run": next(_runs),
+        "model": prediction.model_name,
+        "weak": prediction.weak,
+    }
     height, width = prediction.lesion_mask.shape
     downsample = (prediction.slide_size[0] / width, prediction.slide_size[1] / height)
     clear = (0.0, 0.0, 0.0, 0.0)
@@ -146,7 +151,7 @@ def _top_patches(prediction: Prediction, slide_layer: napari.layers.Image, mark:
         "shape_type": "rectangle",
         "face_color": [0.0, 0.0, 0.0, 0.0],
         "edge_color": _top_colours(names, table.scales[0].name, None),
-        "edge_width": _top_widths(boxes, None) or 1,
+        "edge_width": _top_widths(boxes, None, 0.0) or 1,
         "features": {
             "scale": names,
             "rank": [place for best in rows for place in range(1, len(best) + 1)],
@@ -173,8 +178,11 @@ def _top_colours(names: list[str], shown: str | None, visited: int | None) -> ND
     return np.array([[*colour[:3], float(name == shown)] for colour, name in zip(colours, names, strict=True)])
 
 
-def _top_widths(boxes: list[NDArray[np.float64]], visited: int | None) -> list[float]:
-    return [float(np.ptp(box[:, 0])) / (32 if i == visited else 80) for i, box in enumerate(boxes)]
+def _top_widths(boxes: list[NDArray[np.float64]], visited: int | None, screen_px: float) -> list[float]:
+    """A small part of a patch's side, but never so thin on the screen that only some of the lines are drawn."""
+    sides = (float(np.ptp(box[:, 0])) for box in boxes)
+    return [max(side / 32, 2.5 * screen_px) if i == visited else max(side / 80, 1.5 * screen_px)
+            for i, side in enumerate(sides)]  # fmt: skip
 
 
 def _outline_top(viewer: napari.viewer.Viewer) -> None:
@@ -183,20 +191,36 @@ def _outline_top(viewer: napari.viewer.Viewer) -> None:
         maps = result_layers(viewer, tag(layer)["slide"], HEATMAP)
         shown = next((tag(a)["scale"] for a in reversed(maps) if a.visible), None)
         if tag(layer)["shown"] != shown:
-            _outline(layer, shown, tag(layer)["visited"])
+            _outline(viewer, layer, shown, tag(layer)["visited"])
+
+
+def fit_outlines(viewer: napari.viewer.Viewer) -> None:
+    """Let the lines of outlined patches and drawn regions be seen whole at the present zoom."""
+    for layer in viewer.layers:
+        if tag(layer).get("role") == TOP:
+            _outline(viewer, layer, tag(layer)["shown"], tag(layer)["visited"])
+        elif tag(layer).get("role") == REGION and len(layer.data):
+            layer.edge_width = 2 * screen_px(viewer, layer)
+
+
+def screen_px(viewer: napari.viewer.Viewer, layer: Any) -> float:
+    """Width of a pixel of the screen, in those of a layer."""
+    return 1 / (float(camera(viewer).zoom) * float(layer.scale[-1]))
 
 
 def mark_patch(viewer: napari.viewer.Viewer, slide_id: str, name: str, rank: int) -> None:
     """Let the outline of one of a slide's patches with most attention stand out: of scale `name`, first is rank 1."""
     for layer in result_layers(viewer, slide_id, TOP):
         found = np.flatnonzero((layer.features["scale"] == name) & (layer.features["rank"] == rank))
-        _outline(layer, tag(layer)["shown"], int(found[0]) if len(found) else None)
+        _outline(viewer, layer, tag(layer)["shown"], int(found[0]) if len(found) else None)
 
 
-def _outline(layer: Any, shown: str | None, visited: int | None) -> None:
+def _outline(viewer: napari.viewer.Viewer, layer: Any, shown: str | None, visited: int | None) -> None:
     layer.metadata[KEY] = {**tag(layer), "shown": shown, "visited": visited}
     if len(layer.data):
-        layer.edge_width = _top_widths(layer.data, visited)  # says nothing to the canvas; the colours do
+        layer.edge_width = _top_widths(
+            layer.data, visited, screen_px(viewer, layer)
+        )  # says nothing to the canvas; the colours do
         layer.edge_color = _top_colours(list(layer.features["scale"]), shown, visited)
 
 
@@ -234,6 +258,7 @@ def show(
         viewer.layers.link_layers(maps, ("opacity", "colormap"))
     viewer.layers.selection = {slide_layer}
     mark_view(viewer)
+    fit_outlines(viewer)
     _keep_marked(viewer, added)
     return added
 
@@ -303,7 +328,8 @@ def mark_view(viewer: napari.viewer.Viewer) -> None:
     text = overlay(viewer, "text")
     ours = RESEARCH_USE in text.text
     if shown:
-        text.text = "\n".join([*lines, RESEARCH_USE])
+        weak = tag(shown[-1])["weak"]
+        text.text = "\n".join([*lines, *([f"Weak evidence: {weak}"] if weak else []), RESEARCH_USE])
         text.position = "top_left"  # napari's own messages come up at the bottom
         text.font_size = 9
         text.box = True

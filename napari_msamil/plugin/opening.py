@@ -13,7 +13,7 @@ from qtpy.QtWidgets import QFileDialog, QWidget
 
 from napari_msamil.errors import MsamilError
 from napari_msamil.plugin import compat
-from napari_msamil.plugin.slides import layer_data, slide_in
+from napari_msamil.plugin.slides import layer_data, slide_in, slide_layers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -93,6 +93,8 @@ class Opener(QObject):
 
     def _add(self, described: LayerData, then: Callable[[], None] | None) -> napari.layers.Image:
         data, keywords, _ = described
+        for other in slide_layers(self._viewer)[:1]:
+            keywords["units"] = other.units  # until it is chosen, see `Stage`: napari complains of units that differ
         layer = self._viewer.add_image(data, **keywords)
         compat.overlay(self._viewer, "scale_bar").visible = True
         if then is not None:

@@ -10,9 +10,10 @@ from qtpy.QtCore import QEvent, Qt, QTimer
 from qtpy.QtWidgets import QScrollArea, QVBoxLayout, QWidget
 
 from napari_msamil.errors import MsamilError
+from napari_msamil.plugin import compat
 from napari_msamil.plugin.background import import_ahead
 from napari_msamil.plugin.form import Form
-from napari_msamil.plugin.layers import remove_orphans
+from napari_msamil.plugin.layers import fit_outlines, remove_orphans
 from napari_msamil.plugin.opening import Opener
 from napari_msamil.plugin.regions import add_region_layer
 from napari_msamil.plugin.result_view import ResultView
@@ -49,6 +50,7 @@ class MilPanel(QScrollArea):
         self._run_layer: Any = None
         self._closed = False
         self._asked = ""
+        self._outlined_at = compat.camera(viewer).zoom
         self.form = Form(viewer)
         self.run_view = RunView(self.form.device.native)
         self.result_view = ResultView()
@@ -85,6 +87,7 @@ class MilPanel(QScrollArea):
         self.run_view.leave_out_asked.connect(self._classify_the_readable)
         self.results.said.connect(self.run_view.say)
         watch(self._viewer)
+        compat.camera(self._viewer).events.zoom.connect(self._on_zoom)
         events = self._viewer.layers.events
         events.inserted.connect(self._on_inserted, position="last")  # after `watch` has told a copy from its original
         events.removed.connect(self._on_removed)
@@ -229,6 +232,13 @@ class MilPanel(QScrollArea):
         layer.events.visible.disconnect(self._on_visible)
         layer.events.data.disconnect(self._on_drawn)
 
+    def _on_zoom(self, event: Any) -> None:
+        """Redraw outlines once the view is a third nearer or farther: each step of the wheel would be felt."""
+        zoom = compat.camera(self._viewer).zoom
+        if not 0.75 < zoom / self._outlined_at < 1.33:
+            self._outlined_at = zoom
+            fit_outlines(self._viewer)
+
     def _on_drawn(self, event: Any) -> None:
         self._update()
 
@@ -273,6 +283,7 @@ class MilPanel(QScrollArea):
         self.results.shut_down()
         if self._run is not None:
             self._run.stop()
+        compat.camera(self._viewer).events.zoom.disconnect(self._on_zoom)
         events = self._viewer.layers.events
         events.inserted.disconnect(self._on_inserted)
         events.removed.disconnect(self._on_removed)

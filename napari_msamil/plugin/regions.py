@@ -8,6 +8,7 @@ import numpy as np
 
 from napari_msamil.errors import RegionError
 from napari_msamil.inference.geojson import Polygon
+from napari_msamil.plugin.layers import screen_px
 from napari_msamil.plugin.slides import KEY, REGION, tag
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def add_region_layer(viewer: napari.viewer.Viewer, slide_layer: napari.layers.Im
         axis_labels=slide_layer.axis_labels,
         edge_color="yellow",
         face_color=[0.0, 0.0, 0.0, 0.0],  # the tissue keeps its colours
-        edge_width=max(slide_layer.data[0].shape[:2]) / 1000,
+        edge_width=2 * screen_px(viewer, slide_layer),
         metadata={KEY: {"role": REGION, "slide": tag(slide_layer)["slide"]}},
     )
     layer.mode = "add_polygon"

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from napari_msamil.inference.prediction import Prediction
 
 OFF = "Off"
-AMBER, FAINT = "#f0a83a", "#a0a4ac"
+AMBER, FAINT, BLUE = "#f0a83a", "#a0a4ac", "#5b8fd9"
 
 
 class ResultView(QWidget):
@@ -44,15 +44,12 @@ class ResultView(QWidget):
         super().__init__(parent)
         self.headline = QLabel()
         self.headline.setWordWrap(True)
-        font = self.headline.font()
-        font.setPointSizeF(font.pointSizeF() * 1.35)
-        font.setBold(True)
-        self.headline.setFont(font)
         self.weak = QLabel()
         self.weak.setWordWrap(True)
         self.weak.setStyleSheet(f"color: {AMBER}; font-weight: bold;")
         self.notice = QLabel()
         self.notice.setWordWrap(True)
+        self.notice.setStyleSheet("font-size: 9pt;")
         self.warning = QLabel()
         self.warning.setWordWrap(True)
         self.facts = QLabel()
@@ -149,9 +146,10 @@ class ResultView(QWidget):
 
     def show_prediction(self, prediction: Prediction, *, scale: str, values: str, opacity: float) -> None:
         """Fill in a result; `scale`, `values` and `opacity` say how its maps are shown now."""
-        lines = [f"{name}  {percent(probability)}" for name, probability in prediction.found]
+        lines = [f"{name}  {percent(probability)}".replace(" %", "\u00a0%") for name, probability in prediction.found]
         self.headline.setText("\n".join(lines) or prediction.headline)
-        self.headline.setStyleSheet(f"color: {FAINT};" if prediction.weak else "")
+        colour = f" color: {FAINT};" if prediction.weak else ""
+        self.headline.setStyleSheet(f"font-size: 13pt; font-weight: bold;{colour}")  # napari's style overrules a font
         self.weak.setText(f"⚠ Weak evidence: {prediction.weak}")
         self.weak.setVisible(bool(prediction.weak))
         use = prediction.intended_use
@@ -185,6 +183,7 @@ class ResultView(QWidget):
             bar.setValue(round(1000 * probability))
             bar.setTextVisible(False)
             bar.setFixedHeight(8)
+            bar.setStyleSheet(f"QProgressBar::chunk {{ background: {FAINT if prediction.weak else BLUE}; }}")
             self.bars.addWidget(name, 2 * place, 0)
             self.bars.addWidget(number, 2 * place, 1)
             self.bars.addWidget(bar, 2 * place + 1, 0, 1, 2)

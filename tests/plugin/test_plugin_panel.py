@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from napari.utils.notifications import notification_manager
 from qtpy.QtCore import QMimeData, QPointF, Qt, QUrl
 from qtpy.QtGui import QDropEvent
 from qtpy.QtWidgets import QLabel, QMessageBox
@@ -560,6 +561,23 @@ def test_the_visited_patch_stands_out_and_off_shows_the_finest_map_first(
     assert (top.features["scale"][white], top.features["rank"][white]) == ("5x", 1)
 
 
+def test_outlines_are_never_thinner_than_a_pixel_of_the_screen(
+    panel: Any, viewer: Any, slide_file: Path, qtbot: Any
+) -> None:
+    layer = panel.open_slide(slide_file)
+    panel.form.draw.native.click()
+    region = viewer.layers[-1]
+    region.add_rectangles([[[180, 300], [180, 550], [400, 550], [400, 300]]])
+    run(panel, qtbot)
+    top = viewer.layers["square | top patches"]
+    camera = compat.camera(viewer)
+    for zoom in (camera.zoom, camera.zoom / 50, camera.zoom * 20):
+        camera.zoom = zoom
+        pixel = 1 / (zoom * layer.scale[-1])
+        assert min(top.edge_width) >= 1.1 * pixel
+        assert 1.4 * pixel < max(region.edge_width) < 3 * pixel
+
+
 def test_values_and_opacity_change_all_maps(panel: Any, viewer: Any, slide_file: Path, qtbot: Any) -> None:
     panel.open_slide(slide_file)
     run(panel, qtbot)
@@ -570,7 +588,7 @@ def test_values_and_opacity_change_all_maps(panel: Any, viewer: Any, slide_file:
     assert [a.opacity for a in maps] == pytest.approx([0.25] * 3)
 
 
-def test_weak_evidence_stands_right_below_the_class(panel: Any, slide_file: Path, qtbot: Any) -> None:
+def test_weak_evidence_stands_right_below_the_class(panel: Any, viewer: Any, slide_file: Path, qtbot: Any) -> None:
     layer = panel.open_slide(slide_file)
     run(panel, qtbot)
     prediction = panel.result_of(layer)
@@ -585,6 +603,7 @@ def test_weak_evidence_stands_right_below_the_class(panel: Any, slide_file: Path
     panel.results.add(layer, replace(prediction, fallback="took all", lesion_mask=0 * prediction.lesion_mask))
     panel.results.refresh()
     assert panel.result_view.weak.text() == "⚠ Weak evidence: no lesion found"
+    assert "Weak evidence: no lesion found" in compat.overlay(viewer, "text").text
 
 
 def test_the_colours_are_explained_as_they_are(panel: Any, viewer: Any, slide_file: Path, qtbot: Any) -> None:
@@ -832,6 +851,7 @@ def test_slides_with_and_without_pixel_size_keep_the_scale_bar_of_the_chosen_one
 
     calibrated = panel.open_slide(slide_file)
     run(panel, qtbot)
+    warnings = len(notification_manager.records)
     bare = panel.open_slide(bare_file)
     assert units() == ["pixel", "pixel"]
     panel.form.choose(calibrated)
@@ -843,6 +863,7 @@ def test_slides_with_and_without_pixel_size_keep_the_scale_bar_of_the_chosen_one
     assert units() == ["micrometer", "micrometer"]
     assert tuple(bare.scale) == (0.5, 0.5)
     assert tuple(calibrated.scale) == (1.0, 1.0)
+    assert len(notification_manager.records) == warnings, "napari has nothing to complain of"
 
 
 def test_the_panel_is_narrow_enough_for_a_small_screen(panel: Any, slide_file: Path, qtbot: Any) -> None:

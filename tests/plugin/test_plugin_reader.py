@@ -163,9 +163,13 @@ def test_the_sample_is_drawn_in_the_background_the_first_time(
 
     monkeypatch.setattr(sample.platformdirs, "user_cache_dir", lambda name: str(tmp_path / name))
     monkeypatch.setattr(sample, "write_sample_slide", make)
-    assert sample.make_sample() == []
-    qtbot.waitUntil(lambda: len(viewer.layers) == 1, timeout=30_000)
+    for _ in range(2):  # who believes that nothing happens asks again
+        viewer.open_sample("napari-msamil", "synthetic-slide")
+    assert "drawing" in viewer.layers[0].name
+    qtbot.waitUntil(lambda: slide_file.exists() and not sample._drawing, timeout=30_000)
+    assert len(drawn_by) == 1
     assert drawn_by != [threading.main_thread()]
+    assert len(viewer.layers) == 1
     assert viewer.layers[0].metadata["msamil"]["role"] == "slide"
     assert compat.overlay(viewer, "scale_bar").visible
 

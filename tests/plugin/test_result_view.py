@@ -23,11 +23,11 @@ def test_every_class_that_is_found_has_a_line_and_none_is_said(qtbot: Any, slide
     one = classify(slide_file, model_file, device="cpu")
     how = {"scale": "Off", "values": "rank", "opacity": 0.5}
     view.show_prediction(one, **how)
-    assert view.headline.text() == one.headline.replace(" (", "  ").rstrip(")")
+    assert view.headline.text() == one.headline.replace(" (", "  ").rstrip(")").replace(" %", "\u00a0%")
     assert NOT_EXCLUSIVE not in view.facts.text()
     several = replace(one, exclusive=False, probabilities=np.array([0.71, 0.93]))
     view.show_prediction(several, **how)
-    assert view.headline.text() == "malignant  93.0 %\nbenign  71.0 %"
+    assert view.headline.text() == "malignant  93.0\u00a0%\nbenign  71.0\u00a0%"
     assert NOT_EXCLUSIVE in view.facts.text()
     view.show_prediction(replace(several, probabilities=np.array([0.2, 0.1])), **how)
     assert view.headline.text() == "none of the classes (highest: benign 20.0 %)"

@@ -137,7 +137,7 @@ def _dilate(mask: NDArray[np.bool_], radius: int) -> NDArray[np.bool_]:
 
 
 def compose_case(
-    case: Case, rng: np.random.Generator, *, cells_a_side: tuple[int, int] = (8, 24), mpp: float = FIELD_MPP
+    case: Case, rng: np.random.Generator, *, cells_a_side: tuple[int, int] = (6, 12), mpp: float = FIELD_MPP
 ) -> ComposedSlide:
     """A slide composed of one case's fields; every field appears, most of them several times.
 
@@ -161,7 +161,7 @@ def write(
     *,
     folds: Collection[int] = FOLDS,
     seed: int = 0,
-    cells_a_side: tuple[int, int] = (8, 24),
+    cells_a_side: tuple[int, int] = (6, 12),
     overwrite: bool = False,
 ) -> Path:
     """Write one composed slide per case with its lesion mask, and their table; its folds are those of `index.csv`.
