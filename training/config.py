@@ -60,7 +60,7 @@ class Pretrain(Frozen):
 
     Attributes:
         steps: Optimiser steps; 0 leaves the stage out.
-        batch: Patches a step, six of each slide, drawn as end_to_end.sample says.
+        batch: Patches a step, two of each slide, drawn as end_to_end.sample says.
         crop_px: Side of the piece of a patch that is learned from; 0 is the whole.
         learning_rate: Peak rate of AdamW.
         labels: Learn from each patch the label of its slide too, as if it were its own; for cohorts in which most

@@ -25,7 +25,7 @@ from .segmentation import Thumbnail
 from .slides import SlideStore, pieces, tensor_of, turned
 
 _KEPT_BYTES = 64 * 2**20
-_OF_A_SLIDE = 6  # patches of a slide among those of a step of stage pretrain
+_OF_A_SLIDE, _HELD_OF_A_SLIDE = 2, 12  # patches of a slide in a step of stage pretrain, and in its validation
 HELD = -1
 """Step number of the validation slides."""
 
@@ -221,7 +221,7 @@ class PatchesWithLesion:
     def held(self) -> list[Patches]:
         """Some patches of each validation slide, always the same."""
         rngs = {row: np.random.default_rng([self._seed, 22, row]) for row in self._held}
-        return [self._some(row, rng, 2 * _OF_A_SLIDE, changed=False) for row, rng in rngs.items()]
+        return [self._some(row, rng, _HELD_OF_A_SLIDE, changed=False) for row, rng in rngs.items()]
 
     def _some(self, row: int, rng: np.random.Generator, count: int, *, changed: bool) -> Patches:
         """Pieces of some patches of a slide, about as many of each scale; all are changed alike."""

@@ -81,7 +81,7 @@ def cell_areas(picture: Pieces, x: NDArray[np.float64], y: NDArray[np.float64]) 
 def box_areas(picture: Pieces, starts: NDArray[np.floating], ends: NDArray[np.floating]) -> NDArray[np.float64]:
     """Area of the true part of a picture inside each of some boxes, which may lie anywhere and overlap.
 
-    Between pixel borders the integral over everything above and left of a point is bilinear, so this is exact.
+    Only the part of the picture below a box is looked at, so small boxes cost little.
 
     Args:
         picture: what to measure; it is false outside its own borders.
@@ -90,21 +90,15 @@ def box_areas(picture: Pieces, starts: NDArray[np.floating], ends: NDArray[np.fl
     Returns:
         (n,) float64, in level-0 px².
     """
-    integral = np.zeros((len(picture.y), len(picture.x)))
-    areas = picture.values * np.diff(picture.y)[:, None] * np.diff(picture.x)
-    np.cumsum(areas.cumsum(axis=0), axis=1, out=integral[1:, 1:])
-    (column0, column1), (row0, row1) = (
-        [_between(borders, cuts[:, axis]) for cuts in (starts, ends)]
-        for axis, borders in enumerate((picture.x, picture.y))
+    (left, right), (top, bottom) = (
+        _covered(borders, starts[:, axis], ends[:, axis]) for axis, borders in enumerate((picture.x, picture.y))
     )
-
-    def up_to(row: _Place, column: _Place) -> NDArray[np.float64]:
-        (i, v), (j, u) = row, column
-        above = integral[i, j] * (1 - u) + integral[i, j + 1] * u
-        below = integral[i + 1, j] * (1 - u) + integral[i + 1, j + 1] * u
-        return above * (1 - v) + below * v
-
-    return up_to(row1, column1) - up_to(row0, column1) - up_to(row1, column0) + up_to(row0, column0)
+    areas = np.empty(len(starts))
+    for k, box in enumerate(np.stack([starts, ends], axis=1).astype(np.float64)):
+        columns, rows = slice(left[k], right[k]), slice(top[k], bottom[k])
+        x, y = picture.x[left[k] : right[k] + 1], picture.y[top[k] : bottom[k] + 1]
+        areas[k] = cell_areas(Pieces(picture.values[rows, columns], x, y), *box.T)[0, 0]
+    return areas
 
 
 def overlap_length(borders: NDArray[np.float64], length: float) -> NDArray[np.float64]:
@@ -118,14 +112,13 @@ def nearest(borders: NDArray[np.float64], cuts: NDArray[np.float64]) -> NDArray[
     return np.where(cuts > borders[-1], cuts, borders[np.searchsorted(middle, cuts, side="right")])
 
 
-_Place = tuple[NDArray[np.intp], NDArray[np.float64]]
-"""Index of the border before each cut, and how far the cut is from there to the next one, 0..1."""
-
-
-def _between(borders: NDArray[np.float64], cuts: NDArray[np.floating]) -> _Place:
-    inside = np.clip(cuts, borders[0], borders[-1])
-    index = np.clip(np.searchsorted(borders, inside, side="right") - 1, 0, len(borders) - 2)
-    return index, (inside - borders[index]) / (borders[index + 1] - borders[index])
+def _covered(
+    borders: NDArray[np.float64], starts: NDArray[np.floating], ends: NDArray[np.floating]
+) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """First and one after the last cell that each interval touches; at least one cell."""
+    first = np.clip(np.searchsorted(borders, starts, side="right") - 1, 0, len(borders) - 2)
+    after = np.clip(np.searchsorted(borders, ends, side="left"), first + 1, len(borders) - 1)
+    return first, after
 
 
 def _at(picture: Pieces, x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.bool_]:

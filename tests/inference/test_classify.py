@@ -246,7 +246,7 @@ def test_a_slide_without_mpp_is_refused_until_it_is_given(tmp_path: Path, model_
 def test_a_result_that_rests_on_few_patches_says_so(slide_file: Path, model_file: Path) -> None:
     corner = np.array([[318.0, 254.0], [450.0, 254.0], [450.0, 322.0], [318.0, 322.0]])
     prediction = classify(slide_file, model_file, region=(Polygon(corner),))
-    assert prediction.weak == "no patch with enough lesion, only 2 patches"
+    assert prediction.weak == "no lesion found, only 2 patches"
 
 
 def test_a_slide_of_glass_says_that_there_is_nothing_to_classify(tmp_path: Path, model_file: Path) -> None:

@@ -79,7 +79,7 @@ def test_slides_of_all_classes_take_turns_where_their_labels_are_learned_from_pa
     settings = ["model.thumbnail_px=128", "pretrain.batch=24", "pretrain.crop_px=40", "pretrain.labels=true"]
     config = read_config("tiny", settings)
     _, _, labels = PatchesWithLesion(made.store, config, made.targets, [0, 1], [0])[0]
-    assert labels.tolist() == [0] * 6 + [1] * 6 + [0] * 6 + [1] * 6
+    assert labels.tolist() == [0, 0, 1, 1] * 6
 
 
 def test_validation_patches_are_always_the_same(made: PatchDraws) -> None:
