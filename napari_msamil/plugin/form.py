@@ -51,7 +51,9 @@ class Form(QWidget):
         self.mpp.native.setSpecialValueText("not known")
         self.model = ComboBox(choices=MODELS, value=DEMO, tooltip="Which network classifies")
         self.file = FileEdit(mode="r", filter="Models (*.safetensors)")
-        self.region = ComboBox(choices=self._regions, tooltip="Where to look; selected shapes count, or all of a layer")
+        self.region = ComboBox(
+            choices=self._regions, tooltip="Where to look: the whole slide, or all closed shapes of a layer"
+        )
         self.draw = PushButton(text="Draw …", tooltip="Add a layer and draw a region on the slide")
         self.device = ComboBox(choices=DEVICES, value="auto", tooltip="Automatic uses a GPU where there is one")
         self.facts = QLabel()

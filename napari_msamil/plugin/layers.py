@@ -329,6 +329,9 @@ def mark_view(viewer: napari.viewer.Viewer) -> None:
     ours = RESEARCH_USE in text.text
     if shown:
         weak = tag(shown[-1])["weak"]
+        if len(slide_layers(viewer)) > 1:
+            names = {tag(a)["slide"]: a.name for a in slide_layers(viewer)}
+            lines = [f"{names.get(tag(a)['slide'], '')} · {line}" for a, line in zip(maps[-1:], lines, strict=True)]
         text.text = "\n".join([*lines, *([f"Weak evidence: {weak}"] if weak else []), RESEARCH_USE])
         text.position = "top_left"  # napari's own messages come up at the bottom
         text.font_size = 9

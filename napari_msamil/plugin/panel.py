@@ -19,7 +19,7 @@ from napari_msamil.plugin.regions import add_region_layer
 from napari_msamil.plugin.result_view import ResultView
 from napari_msamil.plugin.results import Results
 from napari_msamil.plugin.run_view import RunView
-from napari_msamil.plugin.slides import SLIDE, tag, watch
+from napari_msamil.plugin.slides import SLIDE, slide_layers, tag, watch
 from napari_msamil.plugin.stage import Stage
 from napari_msamil.plugin.worker import Run
 
@@ -244,6 +244,14 @@ class MilPanel(QScrollArea):
 
     def _on_visible(self, event: Any) -> None:
         self.results.follow_eye(event.source)
+        if tag(event.source).get("role") == SLIDE:
+            QTimer.singleShot(0, self._choose_the_only_one_seen)  # not at once: `Stage` shows and hides several
+
+    def _choose_the_only_one_seen(self) -> None:
+        """Follow the user who went to another slide by the eye icons: panel and picture are of the same one."""
+        seen = [layer for layer in slide_layers(self._viewer) if layer.visible]
+        if not self._closed and len(seen) == 1 and seen[0] != self.form.layer:
+            self.form.choose(seen[0])
 
     def _on_inserted(self, event: Any) -> None:
         self._listen(event.value)
@@ -264,7 +272,7 @@ class MilPanel(QScrollArea):
             QTimer.singleShot(0, self._remove_orphans)
         self._on_layers()
         if stopped:
-            self.run_view.say("Stopped: the slide was removed.")
+            self.run_view.say(f"Stopped: {layer.name} was removed.")
 
     def _remove_orphans(self) -> None:
         if not self._closed:

@@ -44,7 +44,7 @@ def closed(shapes: napari.layers.Shapes) -> bool:
 
 
 def polygons(shapes: napari.layers.Shapes, slide_layer: napari.layers.Image) -> tuple[Polygon, ...]:
-    """The selected shapes of a layer, or all of them where none is selected.
+    """All closed shapes of a layer, whichever are selected: napari selects the one that was drawn last.
 
     Returns:
         One polygon per closed shape, level-0 px (x, y), counted from the slide's top-left corner.
@@ -52,8 +52,7 @@ def polygons(shapes: napari.layers.Shapes, slide_layer: napari.layers.Image) -> 
     Raises:
         RegionError: nothing closed is drawn; lines and paths enclose no area.
     """
-    chosen = sorted(shapes.selected_data) or range(len(shapes.data))
-    rings = [_outline(shapes.data[i], shapes.shape_type[i]) for i in chosen]
+    rings = [_outline(corners, kind) for corners, kind in zip(shapes.data, shapes.shape_type, strict=True)]
     found = tuple(Polygon(_level0(ring, shapes, slide_layer)) for ring in rings if ring is not None)
     if not found:
         raise RegionError(f"The layer {shapes.name!r} holds no closed shape: draw a polygon or a rectangle on it.")

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from napari_msamil.inference.prediction import Prediction
 
 OFF = "Off"
+RED = "#ff6b5e"
 AMBER, FAINT, BLUE = "#f0a83a", "#a0a4ac", "#5b8fd9"
 
 
@@ -64,6 +65,7 @@ class ResultView(QWidget):
         self.empty = QLabel()
         self.empty.setWordWrap(True)
         self._why_empty: dict[str, str] = {}
+        self._shown: Prediction | None = None
         self.values = ComboBox(
             choices=[("Rank", "rank"), ("Relative to average", "relative")],
             tooltip="Rank: share of all patches with less attention. Relative: 1 is an average patch.",
@@ -77,6 +79,9 @@ class ResultView(QWidget):
             text="Next patch", tooltip="Go to the patch with most attention at this scale, then to the next, ten in all"
         )
         self.place = QLabel()
+        self.answer = QLabel()
+        self.answer.setWordWrap(True)
+        self.answer.hide()
         self.save = PushButton(text="Save result …", tooltip="Write tables, outlines, heatmaps and an overview")
         self._lay_out()
         self.scale.changed.connect(self.scale_chosen.emit)
@@ -119,7 +124,14 @@ class ResultView(QWidget):
         maps.addWidget(self.place, 5, 1)
         column.addLayout(maps)
         column.addWidget(self.facts)
+        column.addWidget(self.answer)  # above the button, which is in sight when it is pressed
         column.addWidget(self.save.native)
+
+    def say(self, text: str, error: bool = False) -> None:
+        """What became of saving; nothing is said of another result."""
+        self.answer.setText(text)
+        self.answer.setStyleSheet(f"color: {RED};" if error else "")
+        self.answer.setVisible(bool(text))
 
     def step(self, by: int) -> None:
         """Show the next finer (+1) or coarser (-1) scale; past the last one comes "Off"."""
@@ -144,8 +156,19 @@ class ResultView(QWidget):
         self.low.setText(f"{low:.2g}")
         self.high.setText(f"{high:.2g}")
 
-    def show_prediction(self, prediction: Prediction, *, scale: str, values: str, opacity: float) -> None:
-        """Fill in a result; `scale`, `values` and `opacity` say how its maps are shown now."""
+    def show_prediction(
+        self, prediction: Prediction, *, scale: str, values: str, opacity: float, outdated: str = ""
+    ) -> None:
+        """Fill in a result.
+
+        Args:
+            prediction: the result.
+            scale, values, opacity: how its maps are shown now.
+            outdated: what has changed since it was made, if anything has.
+        """
+        if prediction is not self._shown:
+            self._shown = prediction
+            self.say("")
         lines = [f"{name}  {percent(probability)}".replace(" %", "\u00a0%") for name, probability in prediction.found]
         self.headline.setText("\n".join(lines) or prediction.headline)
         colour = f" color: {FAINT};" if prediction.weak else ""
@@ -162,7 +185,7 @@ class ResultView(QWidget):
             self.opacity.value = opacity
         self._why_empty = {s.name: why_empty(prediction, i) for i, s in enumerate(prediction.table.scales)}
         self.set_scale(scale)
-        said = [text for text in (prediction.fallback, *prediction.notes) if text]
+        said = [text for text in (outdated, prediction.fallback, *prediction.notes) if text]
         self.warning.setText("\n".join(f"⚠ {text[:1].upper()}{text[1:]}" for text in said))
         self.warning.setVisible(bool(said))
         self.facts.setText(facts(prediction))
@@ -189,13 +212,21 @@ class ResultView(QWidget):
             self.bars.addWidget(bar, 2 * place + 1, 0, 1, 2)
 
 
+def looked_at(prediction: Prediction) -> str:
+    """Where, in words."""
+    if prediction.region is None:
+        return "the whole slide"
+    count = len(prediction.region)
+    return "the drawn region" if count == 1 else f"the drawn regions, {count} shapes"
+
+
 def facts(prediction: Prediction) -> str:
     """How to read the probabilities, where was looked, patches per scale, areas, device and time, one per line."""
     table = prediction.table
     counts = " · ".join(f"{s.name} {int((table.scale == i).sum())}" for i, s in enumerate(table.scales))
     return "\n".join([
         *([prediction.how_to_read] if prediction.how_to_read else []),
-        f"Looked at: {'the drawn region' if prediction.region else 'the whole slide'}",
+        f"Looked at: {looked_at(prediction)}",
         f"Patches: {counts}",
         f"{prediction.lesion_label.capitalize()}: {prediction.lesion_area_mm2:.3g} mm²",
         f"Tissue: {prediction.tissue_area_mm2:.3g} mm²",

@@ -13,6 +13,7 @@ from qtpy.QtWidgets import QFileDialog, QMessageBox
 
 from napari_msamil.errors import MsamilError
 from napari_msamil.plugin import compat, layers
+from napari_msamil.plugin.regions import closed, polygons
 from napari_msamil.plugin.result_view import OFF
 from napari_msamil.plugin.slides import HEATMAP, KEY, slide_layers, tag
 
@@ -100,9 +101,22 @@ class Results(QObject):
         maps = self._maps()
         values = next((tag(layer)["values"] for layer in maps), "rank")
         opacity = next((layer.opacity for layer in maps), 0.5)
-        self._view.show_prediction(prediction, scale=self._shown_scale(), values=values, opacity=opacity)
+        self._view.show_prediction(
+            prediction, scale=self._shown_scale(), values=values, opacity=opacity, outdated=self._outdated(prediction)
+        )
         self._explain_colours()
         self._say_place()
+
+    def _outdated(self, prediction: Prediction) -> str:
+        """Whether the drawn region is another one than the result is about."""
+        shapes, layer = self._form.region.value, self._form.layer
+        if prediction.region is None or shapes is None or layer is None:
+            return ""
+        now = polygons(shapes, layer) if closed(shapes) else ()
+        same = len(now) == len(prediction.region) and all(
+            np.array_equal(one.exterior, other.exterior) for one, other in zip(now, prediction.region, strict=True)
+        )
+        return "" if same else "the region was changed since this result was made: classify again"
 
     def follow_eye(self, layer: napari.layers.Layer) -> None:
         """Name the scale that is shown now that a layer was shown or hidden."""
@@ -118,12 +132,12 @@ class Results(QObject):
         earlier = result_folder(prediction.slide_path, Path(folder))
         replace = (earlier / SUMMARY).is_file()
         if replace and not may_replace(earlier, self._view):
-            self.said.emit("Not saved: the earlier result stays.", False)
+            self._view.say("Not saved: the earlier result stays.")
             return
         worker = create_worker(_write, prediction, folder, replace, _start_thread=False, _ignore_errors=True)
         worker.returned.connect(self._on_saved)
         self._view.save.enabled = False
-        self.said.emit("Saving …", False)
+        self._view.say("Saving …")
         worker.start()
 
     def shut_down(self) -> None:
@@ -134,7 +148,7 @@ class Results(QObject):
         if not self._closed:
             good, text = outcome
             self._view.save.enabled = True
-            self.said.emit(text, not good)
+            self._view.say(text, error=not good)
 
     def _ask_where_to_save(self) -> None:
         folder = QFileDialog.getExistingDirectory(self._view, "Folder for the results")

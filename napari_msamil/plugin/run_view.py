@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from magicgui.widgets import PushButton
-from qtpy.QtCore import Signal
+from qtpy.QtCore import Qt, Signal
 from qtpy.QtWidgets import QHBoxLayout, QLabel, QProgressBar, QVBoxLayout, QWidget
 
 from napari_msamil.plugin.form import heading
@@ -60,6 +60,10 @@ class RunView(QWidget):
         self.progress.setTextVisible(False)
         self.progress.setMaximumHeight(12)
         self.status.setWordWrap(True)
+        self.status.setMinimumHeight(
+            2 * self.status.fontMetrics().lineSpacing() + 2
+        )  # how far a run is takes two lines
+        self.status.setAlignment(Qt.AlignmentFlag.AlignTop)
         column.addWidget(self.progress)
         column.addWidget(self.status)
         column.addWidget(self.leave_out.native)

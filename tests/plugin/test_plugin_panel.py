@@ -377,6 +377,20 @@ def test_a_hidden_slide_can_be_looked_at_by_its_eye_icon_and_a_new_run_keeps_the
     assert camera.zoom == 3.0
 
 
+def test_the_panel_follows_who_goes_to_another_slide_by_the_eye_icons(
+    panel: Any, viewer: Any, pair: tuple[Any, Any], qtbot: Any
+) -> None:
+    one, two = pair
+    panel.form.choose(one)
+    qtbot.wait(20)
+    two.visible = True
+    qtbot.wait(20)
+    assert panel.form.layer == one, "both are seen"
+    one.visible = False
+    qtbot.waitUntil(lambda: panel.form.layer == two, timeout=SECONDS)
+    assert two.visible
+
+
 def test_a_slide_that_napari_opens_is_chosen_and_shown(
     panel: Any, viewer: Any, slide_file: Path, make_slide: Any
 ) -> None:
@@ -627,7 +641,7 @@ def test_the_result_is_saved_as_the_command_line_saves_it(
     panel.open_slide(slide_file)
     run(panel, qtbot)
     panel.results.save(tmp_path / "out")
-    qtbot.waitUntil(lambda: "Saved to" in panel.run_view.status.text(), timeout=SECONDS)
+    qtbot.waitUntil(lambda: "Saved to" in panel.result_view.answer.text(), timeout=SECONDS)
     saved = json.loads((tmp_path / "out" / "square" / "prediction.json").read_text())
     assert saved["predicted"] in panel.result_view.headline.text()
 
@@ -648,7 +662,7 @@ def test_a_result_saved_before_is_replaced_only_if_the_user_says_so(
     panel.open_slide(slide_file)
     run(panel, qtbot)
     panel.results.save(tmp_path / "out")
-    qtbot.waitUntil(lambda: "no result of ours" in panel.run_view.status.text(), timeout=SECONDS)
+    qtbot.waitUntil(lambda: "no result of ours" in panel.result_view.answer.text(), timeout=SECONDS)
     assert asked == [], "what is no result is never replaced"
     (earlier / "prediction.json").write_text("{}")
     panel.results.save(tmp_path / "out")
@@ -657,7 +671,7 @@ def test_a_result_saved_before_is_replaced_only_if_the_user_says_so(
     assert panel.result_view.save.enabled
     assert (earlier / "prediction.json").read_text() == "{}"
     panel.results.save(tmp_path / "out")
-    qtbot.waitUntil(lambda: "Saved to" in panel.run_view.status.text(), timeout=SECONDS)
+    qtbot.waitUntil(lambda: "Saved to" in panel.result_view.answer.text(), timeout=SECONDS)
     assert "predicted" in json.loads((earlier / "prediction.json").read_text())
 
 
@@ -674,8 +688,8 @@ def test_whatever_stops_a_save_ends_as_a_message(
     panel.open_slide(slide_file)
     run(panel, qtbot)
     panel.results.save(tmp_path / "out")
-    qtbot.waitUntil(lambda: "could not be saved" in panel.run_view.status.text(), timeout=SECONDS)
-    assert str(error) in panel.run_view.status.text()
+    qtbot.waitUntil(lambda: "could not be saved" in panel.result_view.answer.text(), timeout=SECONDS)
+    assert str(error) in panel.result_view.answer.text()
     assert "Traceback" in caplog.text
     assert panel.result_view.save.enabled
 
@@ -697,6 +711,12 @@ def test_a_drawn_region_limits_the_patches(panel: Any, viewer: Any, slide_file: 
     centres = table.coords + np.array([table.footprint(int(s)) for s in table.scale]) / 2
     assert ((centres > [200, 80]) & (centres < [650, 500])).all()
     assert "Looked at: the drawn region" in texts(panel)
+    assert "region was changed" not in texts(panel)
+    shapes.add_rectangles([[[500, 300], [500, 550], [600, 550], [600, 300]]])
+    assert "The region was changed since this result was made: classify again" in texts(panel)
+    run(panel, qtbot)
+    assert len(panel.result_of(layer).region) == 2, "both, though napari has the last one selected"
+    assert "Looked at: the drawn regions, 2 shapes" in texts(panel)
     assert "rank in this region" in compat.overlay(viewer, "text").text
 
 
