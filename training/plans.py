@@ -46,7 +46,7 @@ def plan_of(stage: str, run: Run, training: Sequence[int], held: Sequence[int]) 
         score_every = math.ceil(len(training) / config.mil.batch)
         steps, rate = config.mil.epochs * score_every, config.mil.learning_rate
         patience, weight_decay = config.mil.patience, config.mil.weight_decay
-    made_from = [_settings_of(stage, config), run.card.to_json(), list(training), list(held)]
+    made_from = [_settings_of(stage, config), run.card.to_json(), list(training), list(held), run.feature_files]
     return Plan(
         stage,
         steps,

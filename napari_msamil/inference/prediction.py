@@ -145,12 +145,9 @@ class Prediction:
     def weak(self) -> str | None:
         """Why the result is weak evidence, in a few words that belong right beside the class; None where it is not."""
         read = len(self.table) - len(self.read_errors)
+        missing = "no patch with enough lesion" if self.lesion_mask.any() else "no lesion found"
         reasons = [
-            ""
-            if self.fallback is None
-            else "no patch with enough lesion"
-            if self.lesion_mask.any()
-            else "no lesion found",
+            missing if self.fallback is not None else "",
             f"only {read} patch{'es' if read > 1 else ''}" if read < FEW_PATCHES else "",
         ]
         return ", ".join(filter(None, reasons)) or None

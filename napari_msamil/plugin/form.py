@@ -21,6 +21,8 @@ DEMO, FILE = "demo", "file"
 MODELS = (("Demo model (colon)", DEMO), ("Model file …", FILE))
 DEVICES = (("Automatic", "auto"), ("CPU", "cpu"), ("GPU (CUDA)", "cuda"), ("Apple GPU (MPS)", "mps"))
 WHOLE = "Whole slide"
+RED = "#ff6b5e"
+"""Colour of what went wrong, on napari's dark ground."""
 
 
 class Form(QWidget):

@@ -11,7 +11,7 @@ from qtpy.QtGui import QImage, QPixmap
 from qtpy.QtWidgets import QGridLayout, QHBoxLayout, QLabel, QProgressBar, QVBoxLayout, QWidget
 
 from napari_msamil.inference.prediction import RESEARCH_USE, percent
-from napari_msamil.plugin.form import heading
+from napari_msamil.plugin.form import RED, heading
 from napari_msamil.plugin.layers import why_empty
 
 if TYPE_CHECKING:
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from napari_msamil.inference.prediction import Prediction
 
 OFF = "Off"
-RED = "#ff6b5e"
 AMBER, FAINT, BLUE = "#f0a83a", "#a0a4ac", "#5b8fd9"
 
 
@@ -212,8 +211,8 @@ class ResultView(QWidget):
             self.bars.addWidget(bar, 2 * place + 1, 0, 1, 2)
 
 
-def looked_at(prediction: Prediction) -> str:
-    """Where, in words."""
+def _where(prediction: Prediction) -> str:
+    """What was looked at, in words."""
     if prediction.region is None:
         return "the whole slide"
     count = len(prediction.region)
@@ -226,7 +225,7 @@ def facts(prediction: Prediction) -> str:
     counts = " · ".join(f"{s.name} {int((table.scale == i).sum())}" for i, s in enumerate(table.scales))
     return "\n".join([
         *([prediction.how_to_read] if prediction.how_to_read else []),
-        f"Looked at: {looked_at(prediction)}",
+        f"Looked at: {_where(prediction)}",
         f"Patches: {counts}",
         f"{prediction.lesion_label.capitalize()}: {prediction.lesion_area_mm2:.3g} mm²",
         f"Tissue: {prediction.tissue_area_mm2:.3g} mm²",
