@@ -63,6 +63,7 @@ class Pretrain(Frozen):
         batch: Patches a step, two of each slide, drawn as end_to_end.sample says.
         crop_px: Side of the piece of a patch that is learned from; 0 is the whole.
         learning_rate: Peak rate of AdamW.
+        weight_decay: Of AdamW.
         labels: Learn from each patch the label of its slide too, as if it were its own; for cohorts in which most
             patches of a slide show what it is labelled for.
     """
@@ -71,6 +72,7 @@ class Pretrain(Frozen):
     batch: int = Field(default=48, ge=1)
     crop_px: int = Field(default=0, ge=0)
     learning_rate: float = Field(default=2e-3, gt=0)
+    weight_decay: float = Field(default=1e-4, ge=0)
     labels: bool = False
 
 

@@ -224,7 +224,7 @@ class PatchesWithLesion:
         return [self._some(row, rng, _HELD_OF_A_SLIDE, changed=False) for row, rng in rngs.items()]
 
     def _some(self, row: int, rng: np.random.Generator, count: int, *, changed: bool) -> Patches:
-        """Pieces of some patches of a slide, about as many of each scale; all are changed alike."""
+        """Pieces of some patches of a slide, each changed in its own way, so that none is told by its slide's stain."""
         table, side = self._store.table(row), self._store.card.patch_px
         tissue = self._store.card.thresholds.tissue_fraction
         rows = sample_rows(table, rng, count, tissue=tissue, quota=self._quota)
@@ -238,9 +238,10 @@ class PatchesWithLesion:
         label = tensor_of(np.repeat(self._targets[row][None], len(rows), axis=0))
         if not changed:
             return tensor_of(pixels), share, label
-        turn, look = int(rng.integers(8)), random_look(rng)
+        pixels = np.concatenate([turned(one[None], int(rng.integers(8))) for one in pixels])
+        looks = [random_look(rng) for _ in pixels]
         generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
-        return apply_look(turned(pixels, turn), look, generator=generator), share, label
+        return apply_look(pixels, looks, generator=generator), share, label
 
 
 def _by_lesion(store: SlideStore, rows: Sequence[int]) -> list[list[int]]:

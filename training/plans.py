@@ -37,7 +37,7 @@ def plan_of(stage: str, run: Run, training: Sequence[int], held: Sequence[int]) 
         patience = config.segment.patience
     elif stage == "pretrain":
         steps, rate = config.pretrain.steps, config.pretrain.learning_rate
-        score_every = math.ceil(steps / _PRETRAIN_SCORES)
+        score_every, weight_decay = math.ceil(steps / _PRETRAIN_SCORES), config.pretrain.weight_decay
     elif stage == "end-to-end":
         score_every = math.ceil(len(training) / config.end_to_end.accum)
         steps, rate = config.end_to_end.epochs * score_every, config.end_to_end.lr_mil

@@ -6,6 +6,7 @@ import torch
 
 from napari_msamil.slide.slide import open_slide
 from napari_msamil.training import draws as module
+from napari_msamil.training.augment import Look
 from napari_msamil.training.cohort import read_cohort
 from napari_msamil.training.config import read_config
 from napari_msamil.training.datasets import synthetic
@@ -80,6 +81,18 @@ def test_slides_of_all_classes_take_turns_where_their_labels_are_learned_from_pa
     config = read_config("tiny", settings)
     _, _, labels = PatchesWithLesion(made.store, config, made.targets, [0, 1], [0])[0]
     assert labels.tolist() == [0, 0, 1, 1] * 6
+
+
+def test_no_two_patches_of_a_slide_are_changed_alike(made: PatchDraws, monkeypatch: pytest.MonkeyPatch) -> None:
+    lights = iter(range(1, 9))
+    monkeypatch.setattr(
+        module, "random_look", lambda rng: Look(np.zeros((3, 3), np.float32), light=0.1 * next(lights), blur=0, noise=0)
+    )
+    config = read_config("tiny", ["model.thumbnail_px=128", "pretrain.batch=8", "pretrain.crop_px=40"])
+    pixels, _, _ = PatchesWithLesion(made.store, config, made.targets, [0, 1], [0])[0]
+    seen = [one.unique().tolist() for one in pixels]  # without stain, of a patch only its light is left
+    assert [len(values) for values in seen] == [1] * 8
+    assert [values[0] for values in seen] == pytest.approx([0.1 * k for k in range(1, 9)])
 
 
 def test_validation_patches_are_always_the_same(made: PatchDraws) -> None:
