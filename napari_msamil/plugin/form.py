@@ -11,6 +11,7 @@ from qtpy.QtCore import Signal
 from qtpy.QtWidgets import QGridLayout, QHBoxLayout, QLabel, QSizePolicy, QWidget
 
 from napari_msamil.inference.classify import Request
+from napari_msamil.plugin.inputs import take_point_and_comma
 from napari_msamil.plugin.regions import closed, polygons
 from napari_msamil.plugin.slides import TOP, calibrate, mpp_of, slide_layers, slide_of, tag
 
@@ -48,14 +49,18 @@ class Form(QWidget):
         self.open_button = PushButton(
             text="Open …", tooltip="Open a slide file; dropping it on this panel does the same"
         )
-        self.mpp = FloatSpinBox(value=0.0, min=0.0, max=20.0, step=0.01, tooltip="Width of one pixel in µm")
+        self.mpp = FloatSpinBox(value=0.0, min=0.0, max=20.0, tooltip="Width of one pixel in µm")
         self.mpp.native.setDecimals(4)
+        take_point_and_comma(self.mpp.native)
         self.mpp.native.setSpecialValueText("not known")
         self.model = ComboBox(choices=MODELS, value=DEMO, tooltip="Which network classifies")
         self.file = FileEdit(mode="r", filter="Models (*.safetensors)")
         self.region = ComboBox(
-            choices=self._regions, tooltip="Where to look: the whole slide, or all closed shapes of a layer"
+            choices=self._regions,
+            nullable=True,  # else the choice None is not told to anyone
+            tooltip="Where to look: the whole slide, or all closed shapes of a layer",
         )
+        self.region.null_string = WHOLE
         self.draw = PushButton(text="Draw …", tooltip="Add a layer and draw a region on the slide")
         self.device = ComboBox(choices=DEVICES, value="auto", tooltip="Automatic uses a GPU where there is one")
         self.facts = QLabel()
@@ -172,12 +177,12 @@ class Form(QWidget):
         return [(layer.name, layer) for layer in reversed(slide_layers(self._viewer))]
 
     def _regions(self, _: Any) -> list[tuple[str, Any]]:
-        """What can be looked at: this slide's regions, and shapes that are not known to lie on another slide."""
+        """What can be looked at but the whole: this slide's regions, and shapes not known to lie on another slide."""
         drawn = (layer for layer in self._viewer.layers if isinstance(layer, napari.layers.Shapes))
         shapes = [layer for layer in drawn if tag(layer).get("role") != TOP]
         here = [layer for layer in shapes if tag(layer).get("slide", self._slide_id) == self._slide_id]
         slide = f"{self.layer.name} | " if self.layer is not None else ""  # cut off, it would be all that is seen
-        return [(WHOLE, None), *((layer.name.removeprefix(slide), layer) for layer in here)]
+        return [(layer.name.removeprefix(slide), layer) for layer in here]
 
     def _offer_regions(self) -> None:
         """Offer the chosen slide's regions; one who comes back to a slide finds the region drawn on it chosen still."""

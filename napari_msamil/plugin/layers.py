@@ -199,8 +199,11 @@ def fit_outlines(viewer: napari.viewer.Viewer) -> None:
     for layer in viewer.layers:
         if tag(layer).get("role") == TOP:
             _outline(viewer, layer, tag(layer)["shown"], tag(layer)["visited"])
-        elif tag(layer).get("role") == REGION and len(layer.data):
-            layer.edge_width = 2 * screen_px(viewer, layer)
+        elif tag(layer).get("role") == REGION:
+            layer.current_edge_width = 2 * screen_px(viewer, layer)  # of the next one
+            if len(layer.data):
+                layer.edge_width = 2 * screen_px(viewer, layer)
+                layer.edge_color = layer.edge_color  # a width says nothing to the canvas; a colour does
 
 
 def screen_px(viewer: napari.viewer.Viewer, layer: Any) -> float:
@@ -331,7 +334,7 @@ def mark_view(viewer: napari.viewer.Viewer) -> None:
         weak = tag(shown[-1])["weak"]
         if len(slide_layers(viewer)) > 1:
             names = {tag(a)["slide"]: a.name for a in slide_layers(viewer)}
-            lines = [f"{names.get(tag(a)['slide'], '')} · {line}" for a, line in zip(maps[-1:], lines, strict=True)]
+            lines = [names.get(tag(shown[-1])["slide"], ""), *lines]
         text.text = "\n".join([*lines, *([f"Weak evidence: {weak}"] if weak else []), RESEARCH_USE])
         text.position = "top_left"  # napari's own messages come up at the bottom
         text.font_size = 9

@@ -13,6 +13,7 @@ from napari_msamil.errors import MsamilError
 from napari_msamil.plugin import compat
 from napari_msamil.plugin.background import import_ahead
 from napari_msamil.plugin.form import Form
+from napari_msamil.plugin.inputs import leave_the_wheel_to
 from napari_msamil.plugin.layers import fit_outlines, remove_orphans
 from napari_msamil.plugin.opening import Opener
 from napari_msamil.plugin.regions import add_region_layer
@@ -74,6 +75,7 @@ class MilPanel(QScrollArea):
             column.addWidget(step)
         column.addStretch(1)
         self.setWidget(inner)
+        leave_the_wheel_to(inner)
 
     def _connect(self) -> None:
         self.form.changed.connect(self._update)

@@ -108,10 +108,15 @@ class Results(QObject):
         self._say_place()
 
     def _outdated(self, prediction: Prediction) -> str:
-        """Whether the drawn region is another one than the result is about."""
+        """Whether the region that is chosen now is another one than the result is about."""
         shapes, layer = self._form.region.value, self._form.layer
-        if prediction.region is None or shapes is None or layer is None:
+        if layer is None or (prediction.region is None and shapes is None):
             return ""
+        if shapes is None:
+            return "this result is of a region, not of the whole slide, which is chosen now: classify again"
+        if prediction.region is None:
+            chosen = "this result is of the whole slide, not of the region that is chosen now: classify again"
+            return chosen if closed(shapes) else ""
         now = polygons(shapes, layer) if closed(shapes) else ()
         same = len(now) == len(prediction.region) and all(
             np.array_equal(one.exterior, other.exterior) for one, other in zip(now, prediction.region, strict=True)

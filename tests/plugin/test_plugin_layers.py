@@ -187,7 +187,7 @@ def test_the_canvas_names_the_slide_where_there_are_several(
     assert compat.overlay(viewer, "text").text.startswith("10x: ")
     viewer.add_image(slides.layer_data(slide_file)[0], **slides.layer_data(slide_file)[1])
     layers.mark_view(viewer)
-    assert compat.overlay(viewer, "text").text.startswith(f"{slide_layer.name} · 10x: ")
+    assert compat.overlay(viewer, "text").text.startswith(f"{slide_layer.name}\n10x: ")
 
 
 def test_the_canvas_text_follows_the_eye_icons_and_removal(

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 from napari.utils.notifications import notification_manager
-from qtpy.QtCore import QMimeData, QPointF, Qt, QUrl
-from qtpy.QtGui import QDropEvent
-from qtpy.QtWidgets import QLabel, QMessageBox
+from qtpy.QtCore import QLocale, QMimeData, QPoint, QPointF, Qt, QUrl
+from qtpy.QtGui import QDropEvent, QWheelEvent
+from qtpy.QtWidgets import QApplication, QComboBox, QLabel, QMessageBox, QSlider
 
 from napari_msamil.errors import ModelFileError, ReadError, UnreadablePatchesError
 from napari_msamil.inference import classify as classify_module
@@ -502,6 +502,62 @@ def test_a_slide_without_pixel_size_asks_for_it_and_becomes_calibrated(
     assert panel.result_of(layer).mpp_source == "explicit"
 
 
+@pytest.mark.parametrize("language", [QLocale.Language.English, QLocale.Language.German])
+@pytest.mark.parametrize("typed", ["0.25", "0,25"])
+def test_the_pixel_size_is_typed_with_a_point_or_a_comma(
+    make_napari_viewer: Any, bare_file: Path, qtbot: Any, language: Any, typed: str
+) -> None:
+    before = QLocale()
+    QLocale.setDefault(QLocale(language))
+    try:
+        panel = MilPanel(make_napari_viewer())
+        layer = panel.open_slide(bare_file)
+        field = panel.form.mpp.native
+        field.selectAll()
+        qtbot.keyClicks(field, typed)
+        qtbot.keyClick(field, Qt.Key.Key_Return)
+        assert slides.mpp_of(layer) == (0.25, 0.25)
+        assert field.text() == "0.2500"
+        qtbot.keyClick(field, Qt.Key.Key_Up)
+        assert panel.form.mpp.value == 0.25
+        panel.shut_down()
+    finally:
+        QLocale.setDefault(before)
+
+
+def test_the_wheel_scrolls_the_panel_and_changes_no_answer(
+    panel: Any, bare_file: Path, slide_file: Path, qtbot: Any
+) -> None:
+    panel.open_slide(bare_file)
+    panel.open_slide(slide_file)
+    run(panel, qtbot)
+    form, view = panel.form, panel.result_view
+    opacity = view.opacity.native.findChild(QSlider)
+    fields = [*(box.native for box in (form.slide, form.mpp, form.model, form.device, form.region)), opacity]
+    fields += [view.scale.native, view.values.native]
+
+    def answers() -> list[Any]:
+        return [field.currentIndex() if isinstance(field, QComboBox) else field.value() for field in fields]
+
+    given = answers()
+    for field in fields:
+        for turn in (-120, 120):
+            place = QPointF(field.rect().center())
+            turned = QWheelEvent(
+                place,
+                QPointF(field.mapToGlobal(place.toPoint())),
+                QPoint(),
+                QPoint(0, turn),
+                Qt.MouseButton.NoButton,
+                Qt.KeyboardModifier.NoModifier,
+                Qt.ScrollPhase.NoScrollPhase,
+                False,
+            )
+            QApplication.sendEvent(field, turned)
+            assert answers() == given
+            assert not turned.isAccepted(), "an event of the mouse goes on to the panel then, one of a program does not"
+
+
 def test_a_slide_with_pixel_size_does_not_ask(panel: Any, slide_file: Path) -> None:
     panel.open_slide(slide_file)
     assert panel.form.mpp.native.isHidden()
@@ -590,6 +646,27 @@ def test_outlines_are_never_thinner_than_a_pixel_of_the_screen(
         pixel = 1 / (zoom * layer.scale[-1])
         assert min(top.edge_width) >= 1.1 * pixel
         assert 1.4 * pixel < max(region.edge_width) < 3 * pixel
+
+
+def test_a_regions_outline_is_drawn_as_thin_close_up_as_from_far(
+    make_napari_viewer: Any, slide_file: Path, qtbot: Any
+) -> None:
+    viewer = make_napari_viewer(show=True)
+    panel = MilPanel(viewer)
+    layer = panel.open_slide(slide_file)
+    panel.form.draw.native.click()
+    viewer.layers[-1].add_rectangles([[[180, 300], [180, 550], [400, 550], [400, 300]]])
+    camera = compat.camera(viewer)
+    for zoom in (camera.zoom, camera.zoom * 8):
+        camera.zoom = zoom
+        camera.center = (0, *layer.data_to_world((180, 425)))  # on the upper side
+        qtbot.wait(100)
+        red, green, blue, _ = viewer.screenshot(canvas_only=True, flash=False).astype(int).transpose(2, 0, 1)
+        middle = red.shape[1] // 2
+        around = slice(red.shape[0] // 4, 3 * red.shape[0] // 4)
+        yellow = (np.minimum(red, green) - blue > 60)[around, middle]
+        assert 1 <= yellow.sum() <= 8, "two sides of two pixels, at most"
+    panel.shut_down()
 
 
 def test_values_and_opacity_change_all_maps(panel: Any, viewer: Any, slide_file: Path, qtbot: Any) -> None:
@@ -718,6 +795,29 @@ def test_a_drawn_region_limits_the_patches(panel: Any, viewer: Any, slide_file: 
     assert len(panel.result_of(layer).region) == 2, "both, though napari has the last one selected"
     assert "Looked at: the drawn regions, 2 shapes" in texts(panel)
     assert "rank in this region" in compat.overlay(viewer, "text").text
+
+
+def test_who_thinks_better_of_a_region_chooses_the_whole_slide(
+    panel: Any, viewer: Any, slide_file: Path, qtbot: Any
+) -> None:
+    layer = panel.open_slide(slide_file)
+    panel.form.draw.native.click()
+    box = panel.form.region.native
+    box.setFocus()
+    qtbot.keyClick(box, Qt.Key.Key_Up)
+    assert box.currentText() == "Whole slide"
+    assert panel.run_view.start.enabled
+    assert panel.run_view.status.text() == ""
+    run(panel, qtbot)
+    assert panel.result_of(layer).region is None
+    box.setCurrentText("region")
+    assert "not of the region that is chosen" not in texts(panel), "nothing is drawn yet"
+    viewer.layers["square | region"].add_rectangles([[[180, 300], [180, 550], [400, 550], [400, 300]]])
+    assert "This result is of the whole slide, not of the region that is chosen now: classify again" in texts(panel)
+    run(panel, qtbot)
+    assert "classify again" not in texts(panel)
+    box.setCurrentText("Whole slide")
+    assert "This result is of a region, not of the whole slide, which is chosen now: classify again" in texts(panel)
 
 
 def test_a_scale_without_patches_says_so_as_long_as_it_is_shown(

@@ -1,0 +1,50 @@
+"""How the panel's fields take the mouse wheel and the decimal comma."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qtpy.QtCore import QEvent, QLocale, QObject, Qt
+from qtpy.QtGui import QKeyEvent
+from qtpy.QtWidgets import QAbstractSpinBox, QApplication, QComboBox, QDoubleSpinBox, QSlider, QWidget
+
+_FIELDS = (QComboBox, QAbstractSpinBox, QSlider)
+
+
+class _Unmoved(QObject):
+    """Keeps the wheel from a field: the event goes on to the panel, which scrolls."""
+
+    def eventFilter(self, watched: Any, event: Any) -> bool:  # noqa: N802
+        if event.type() != QEvent.Type.Wheel:
+            return False
+        event.ignore()
+        return True
+
+
+class _Comma(QObject):
+    """Types a point where a comma was typed."""
+
+    def eventFilter(self, watched: Any, event: Any) -> bool:  # noqa: N802
+        if event.type() not in (QEvent.Type.KeyPress, QEvent.Type.KeyRelease) or event.text() != ",":
+            return False
+        QApplication.sendEvent(watched, QKeyEvent(event.type(), Qt.Key.Key_Period, event.modifiers(), "."))
+        return True
+
+
+def leave_the_wheel_to(panel: QWidget) -> None:
+    """No field of a panel changes its answer when the wheel is turned over it; the panel is scrolled instead."""
+    unmoved = _Unmoved(panel)
+    for kind in _FIELDS:
+        for field in panel.findChildren(kind):
+            field.installEventFilter(unmoved)
+
+
+def take_point_and_comma(box: QDoubleSpinBox) -> None:
+    """The number in a box is typed with a point, as we print numbers, or a comma, whatever the language; no arrows."""
+    locale = QLocale.c()
+    locale.setNumberOptions(QLocale.NumberOption.OmitGroupSeparator | QLocale.NumberOption.RejectGroupSeparator)
+    box.setLocale(locale)
+    box.setButtonSymbols(QAbstractSpinBox.ButtonSymbols.NoButtons)
+    box.setStepType(QAbstractSpinBox.StepType.DefaultStepType)
+    box.setSingleStep(0)  # nor do arrow keys: each press would be another answer, not yet given
+    box.installEventFilter(_Comma(box))
