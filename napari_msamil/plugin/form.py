@@ -13,7 +13,7 @@ from qtpy.QtWidgets import QGridLayout, QHBoxLayout, QLabel, QSizePolicy, QWidge
 from napari_msamil.inference.classify import Request
 from napari_msamil.plugin.inputs import take_point_and_comma
 from napari_msamil.plugin.regions import closed, polygons
-from napari_msamil.plugin.slides import TOP, calibrate, mpp_of, slide_layers, slide_of, tag
+from napari_msamil.plugin.slides import REGION, TOP, calibrate, mpp_of, slide_layers, slide_of, tag
 
 if TYPE_CHECKING:
     import napari.viewer
@@ -68,6 +68,7 @@ class Form(QWidget):
         self._mpp_label = QLabel("µm per pixel")
         self._lay_out()
         self._connect()
+        _offer(self.slide, self._seen())
         self.refresh()
 
     def _lay_out(self) -> None:
@@ -101,7 +102,7 @@ class Form(QWidget):
         self.mpp.native.editingFinished.connect(self.calibrate)
         self.model.changed.connect(self._model_changed)
         self.file.changed.connect(self.changed.emit)
-        self.region.changed.connect(self.changed.emit)
+        self.region.changed.connect(self._region_changed)
         self.open_button.changed.connect(self.open_asked.emit)
         self.draw.changed.connect(self.draw_asked.emit)
 
@@ -123,6 +124,12 @@ class Form(QWidget):
         else:
             self.model.value, self.file.value = FILE, Path(model)
 
+    def _seen(self) -> napari.layers.Image | None:
+        """The slide that is looked at: the active layer, or the topmost one, among those that are visible."""
+        seen = [layer for layer in slide_layers(self._viewer) if layer.visible]
+        active = self._viewer.layers.selection.active
+        return active if active in seen else next(reversed(seen), None)
+
     @property
     def layer(self) -> napari.layers.Image | None:
         """The chosen slide's layer."""
@@ -139,6 +146,11 @@ class Form(QWidget):
     @staticmethod
     def _asks(layer: napari.layers.Image) -> bool:
         return slide_of(layer).mpp is None
+
+    def answers(self) -> tuple[Any, ...]:
+        """All answers, to be compared with later ones."""
+        asked = (self.slide, self.mpp, self.model, self.file, self.region, self.device)
+        return tuple(question.value for question in asked)
 
     def missing(self) -> str:
         """What still has to be answered before a slide can be classified; empty when nothing."""
@@ -210,6 +222,13 @@ class Form(QWidget):
                 with self.mpp.changed.blocked():
                     self.mpp.value = mpp[0] if mpp else 0.0
             self.facts.setText(describe(layer))
+        self.changed.emit()
+
+    def _region_changed(self) -> None:
+        if self.region.value is None:  # the next click on the slide is no corner of a region any more
+            for layer in self._viewer.layers:
+                if tag(layer).get("role") == REGION and str(layer.mode).startswith("add_"):
+                    layer.mode = "pan_zoom"
         self.changed.emit()
 
     def _model_changed(self) -> None:

@@ -53,6 +53,7 @@ class MilPanel(QScrollArea):
         self._asked = ""
         self._outlined_at = compat.camera(viewer).zoom
         self.form = Form(viewer)
+        self._answers = self.form.answers()
         self.run_view = RunView(self.form.device.native)
         self.result_view = ResultView()
         self.opener = Opener(viewer, self)
@@ -216,8 +217,10 @@ class MilPanel(QScrollArea):
         preparing = self.opener.preparing
         asked = f"Preparing {', '.join(preparing)} …" if preparing else missing
         if not self.running:
-            # What was said since stays until there is something new to ask or another slide, which it is not about.
-            news = bool(asked) and asked != self._asked
+            # What was said since stays until there is something new to ask or another answer, which it is not about.
+            answers = self.form.answers()
+            news = (bool(asked) and asked != self._asked) or answers != self._answers
+            self._answers = answers
             if turned or news or self.run_view.status.text() == self._asked:
                 self.run_view.say(asked)
             self._asked = asked

@@ -15,7 +15,7 @@ from napari_msamil.errors import MsamilError
 from napari_msamil.plugin import compat, layers
 from napari_msamil.plugin.regions import closed, polygons
 from napari_msamil.plugin.result_view import OFF
-from napari_msamil.plugin.slides import HEATMAP, KEY, slide_layers, tag
+from napari_msamil.plugin.slides import HEATMAP, KEY, TOP, slide_layers, tag
 
 if TYPE_CHECKING:
     import napari.layers
@@ -208,6 +208,8 @@ class Results(QObject):
         place = (place + 1) % len(best) if before == scale else 0
         self._visited[self._slide_id()] = scale, place
         layers.mark_patch(self._viewer, self._slide_id(), names[scale], place + 1)
+        for outlines in layers.result_layers(self._viewer, self._slide_id(), TOP):
+            outlines.visible = True  # which patch is meant must be seen
         view = compat.camera(self._viewer)
         view.center = tuple(layer.data_to_world(layers.patch_box(prediction, int(best[place])).mean(axis=0)))
         view.zoom = 1 / prediction.table.scales[scale].mpp  # one pixel of the screen is one of the patch

@@ -391,6 +391,39 @@ def test_the_panel_follows_who_goes_to_another_slide_by_the_eye_icons(
     assert two.visible
 
 
+def test_a_panel_opened_late_takes_the_slide_that_is_looked_at(
+    panel: Any, viewer: Any, pair: tuple[Any, Any], qtbot: Any
+) -> None:
+    first, second = pair
+    panel.form.choose(first)
+    panel.shut_down()
+    again = MilPanel(viewer)
+    assert again.form.layer == first, "the only one that is visible, though the other lies above it"
+    assert (first.visible, second.visible) == (True, False)
+    again.shut_down()
+    second.visible = True
+    viewer.layers.selection.active = first
+    third = MilPanel(viewer)
+    assert third.form.layer == first, "both are visible, and this one is selected"
+    third.shut_down()
+
+
+def test_a_complaint_is_gone_with_the_answer_it_was_about(
+    panel: Any, viewer: Any, slide_file: Path, tmp_path: Path, qtbot: Any
+) -> None:
+    broken = tmp_path / "cut.safetensors"
+    broken.write_bytes(b"no model")
+    panel.open_slide(slide_file)
+    good = panel.form.file.value
+    panel.form.file.value = broken
+    run(panel, qtbot)
+    assert "cut.safetensors" in panel.run_view.status.text()
+    viewer.layers.selection.active = None
+    assert "cut.safetensors" in panel.run_view.status.text(), "it is still so"
+    panel.form.file.value = good
+    assert panel.run_view.status.text() == ""
+
+
 def test_a_slide_that_napari_opens_is_chosen_and_shown(
     panel: Any, viewer: Any, slide_file: Path, make_slide: Any
 ) -> None:
@@ -626,7 +659,9 @@ def test_the_visited_patch_stands_out_and_off_shows_the_finest_map_first(
     assert (top.edge_color[1] == layers.VISITED_COLOUR).all()
     panel.result_view.scale.value = "5x"
     assert top.edge_color[1, 3] == 0, "it is of another scale"
+    top.visible = False
     panel.result_view.next.native.click()
+    assert top.visible, "which patch is meant must be seen"
     [white] = np.flatnonzero((top.edge_color == layers.VISITED_COLOUR).all(axis=1))
     assert (top.features["scale"][white], top.features["rank"][white]) == ("5x", 1)
 
@@ -806,6 +841,7 @@ def test_who_thinks_better_of_a_region_chooses_the_whole_slide(
     box.setFocus()
     qtbot.keyClick(box, Qt.Key.Key_Up)
     assert box.currentText() == "Whole slide"
+    assert viewer.layers[-1].mode == "pan_zoom", "the next click on the slide is no corner"
     assert panel.run_view.start.enabled
     assert panel.run_view.status.text() == ""
     run(panel, qtbot)
