@@ -53,7 +53,7 @@ class MilPanel(QScrollArea):
         self._asked = ""
         self._outlined_at = compat.camera(viewer).zoom
         self.form = Form(viewer)
-        self._answers = self.form.answers()
+        self._failed_with: tuple[Any, ...] | None = None  # the answers that the last thing said is about
         self.run_view = RunView(self.form.device.native)
         self.result_view = ResultView()
         self.opener = Opener(viewer, self)
@@ -117,6 +117,7 @@ class MilPanel(QScrollArea):
 
     def _on_refused(self, reason: str) -> None:
         if not self.running:  # its line is the run's until it ends
+            self._failed_with = None
             self.run_view.say(reason, error=True)
 
     def dragEnterEvent(self, event: Any) -> None:  # noqa: N802
@@ -158,7 +159,7 @@ class MilPanel(QScrollArea):
         try:
             request = self.form.request()
         except MsamilError as error:
-            self.run_view.say(str(error), error=True)
+            self._complain(str(error))
             return
         if leave_out_unreadable:
             request = replace(request, max_read_errors=1.0)
@@ -168,6 +169,7 @@ class MilPanel(QScrollArea):
         run.succeeded.connect(self._on_success)
         run.failed.connect(self._on_failure)
         run.unreadable.connect(self._on_unreadable)
+        self._failed_with = None
         self.run_view.begin()
         self._update()
         run.start()
@@ -192,13 +194,17 @@ class MilPanel(QScrollArea):
 
     def _on_failure(self, message: str) -> None:
         self._end_run()
-        self.run_view.say(message, error=True)
+        self._complain(message)
 
     def _on_unreadable(self, message: str) -> None:
         layer = self._run_layer
         self._end_run()
         self.form.choose(layer)  # the button is about the chosen slide
-        self.run_view.say(message, error=True, leave_out=True)
+        self._complain(message, leave_out=True)
+
+    def _complain(self, message: str, *, leave_out: bool = False) -> None:
+        self._failed_with = self.form.answers()
+        self.run_view.say(message, error=True, leave_out=leave_out)
 
     def _end_run(self) -> None:
         self._run = None
@@ -217,11 +223,11 @@ class MilPanel(QScrollArea):
         preparing = self.opener.preparing
         asked = f"Preparing {', '.join(preparing)} …" if preparing else missing
         if not self.running:
-            # What was said since stays until there is something new to ask or another answer, which it is not about.
-            answers = self.form.answers()
-            news = (bool(asked) and asked != self._asked) or answers != self._answers
-            self._answers = answers
-            if turned or news or self.run_view.status.text() == self._asked:
+            # What was said since stays until there is something new to ask or it is about other answers.
+            news = bool(asked) and asked != self._asked
+            mended = self._failed_with not in (None, self.form.answers())
+            if turned or news or mended or self.run_view.status.text() == self._asked:
+                self._failed_with = None
                 self.run_view.say(asked)
             self._asked = asked
         self.results.refresh()
