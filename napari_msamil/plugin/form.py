@@ -157,7 +157,7 @@ class Form(QWidget):
         if self.layer is None:
             return "Open a slide to begin."
         if self._asks(self.layer) and self.mpp.value <= 0:
-            return "This file does not say how large a pixel is. Enter the µm per pixel (0.25 at 40x, 0.5 at 20x)."
+            return f"{slide_of(self.layer).mpp_missing} Enter the µm per pixel (0.25 at 40x, 0.5 at 20x)."
         if self.model.value == FILE and not self.file.value.is_file():
             return "Choose a model file."
         if self.region.value is not None and not closed(self.region.value):

@@ -167,7 +167,7 @@ class MilPanel(QScrollArea):
         run = self._run = Run(request)
         run.progressed.connect(self.run_view.show_progress)
         run.succeeded.connect(self._on_success)
-        run.failed.connect(self._on_failure)
+        run.failed.connect(self._fail)
         run.unreadable.connect(self._on_unreadable)
         self._failed_with = None
         self.run_view.begin()
@@ -192,15 +192,14 @@ class MilPanel(QScrollArea):
         self.run_view.say("")
         self._update()
 
-    def _on_failure(self, message: str) -> None:
-        self._end_run()
-        self._complain(message)
-
     def _on_unreadable(self, message: str) -> None:
+        self._fail(message, leave_out=True)
+
+    def _fail(self, message: str, *, leave_out: bool = False) -> None:
         layer = self._run_layer
         self._end_run()
-        self.form.choose(layer)  # the button is about the chosen slide
-        self._complain(message, leave_out=True)
+        self.form.choose(layer)  # message and button are about the chosen slide
+        self._complain(message, leave_out=leave_out)
 
     def _complain(self, message: str, *, leave_out: bool = False) -> None:
         self._failed_with = self.form.answers()

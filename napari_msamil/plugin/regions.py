@@ -39,8 +39,10 @@ def add_region_layer(viewer: napari.viewer.Viewer, slide_layer: napari.layers.Im
 
 
 def closed(shapes: napari.layers.Shapes) -> bool:
-    """Whether a layer holds a shape that encloses an area; lines and paths do not."""
-    return any(kind not in _OPEN for kind in shapes.shape_type)
+    """Whether a layer holds a shape that encloses an area; lines, paths and what was given up half-drawn do not."""
+    return any(
+        _outline(corners, kind) is not None for corners, kind in zip(shapes.data, shapes.shape_type, strict=True)
+    )
 
 
 def polygons(shapes: napari.layers.Shapes, slide_layer: napari.layers.Image) -> tuple[Polygon, ...]:
@@ -60,7 +62,7 @@ def polygons(shapes: napari.layers.Shapes, slide_layer: napari.layers.Image) -> 
 
 
 def _outline(corners: NDArray[np.float64], kind: str) -> NDArray[np.float64] | None:
-    if kind in _OPEN:
+    if kind in _OPEN or np.linalg.matrix_rank(corners - corners[0]) < 2:
         return None
     if kind == "ellipse":  # napari keeps the four corners of its box
         centre = corners.mean(axis=0)

@@ -83,9 +83,12 @@ class RunView(QWidget):
 
     def enable(self, *, running: bool, missing: str) -> None:
         """Enable the button that makes sense; `missing` says what keeps a run from being started, if anything does."""
-        self.start.enabled = not running and not missing
+        button, other = (self.cancel, self.start) if running else (self.start, self.cancel)
+        button.enabled = running or not missing
+        if self.window().focusWidget() == other.native:
+            button.native.setFocus()  # else Qt gives it to a field far below, and scrolls there
+        other.enabled = False
         self.start.tooltip = missing
-        self.cancel.enabled = running
         self.progress.setVisible(running)
 
     def begin(self) -> None:

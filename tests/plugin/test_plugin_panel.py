@@ -408,6 +408,37 @@ def test_a_panel_opened_late_takes_the_slide_that_is_looked_at(
     third.shut_down()
 
 
+def test_the_keys_stay_at_the_buttons_while_a_run_begins_and_ends(
+    make_napari_viewer: Any, slide_file: Path, model_file: Path, slow: Any, qtbot: Any
+) -> None:
+    viewer = make_napari_viewer(show=True)
+    panel = MilPanel(viewer)
+    viewer.window.add_dock_widget(panel)
+    panel.form.choose_model(model_file)
+    panel.open_slide(slide_file)
+    start, cancel = panel.run_view.start.native, panel.run_view.cancel.native
+    start.setFocus()
+    start.click()
+    assert panel.window().focusWidget() is cancel
+    cancel.click()
+    assert panel.window().focusWidget() is start
+    panel.shut_down()
+
+
+def test_a_failure_is_said_beside_the_slide_it_is_about(
+    panel: Any, viewer: Any, pair: tuple[Any, Any], slow: Any, qtbot: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = pair
+    panel.run_view.start.native.setFocus()
+    panel.run_view.start.native.click()
+    assert slow["began"].wait(10)
+    first.visible, second.visible = True, False
+    qtbot.waitUntil(lambda: panel.form.layer == first, timeout=SECONDS)
+    panel._run.failed.emit("too coarse")
+    assert panel.form.layer == second
+    assert panel.run_view.status.text() == "too coarse"
+
+
 def test_a_complaint_is_gone_with_the_answer_it_was_about(
     panel: Any, viewer: Any, slide_file: Path, tmp_path: Path, qtbot: Any
 ) -> None:
@@ -816,6 +847,8 @@ def test_a_drawn_region_limits_the_patches(panel: Any, viewer: Any, slide_file: 
     assert not panel.run_view.start.enabled
     shapes.add_paths([[[180, 300], [180, 550]]])
     assert not panel.run_view.start.enabled, "a path encloses nothing"
+    shapes.add_polygons([[[180, 300], [180, 550], [180, 550]]])
+    assert not panel.run_view.start.enabled, "nor does what was given up after two clicks"
     shapes.add_rectangles([[[180, 300], [180, 550], [400, 550], [400, 300]]])
     assert panel.run_view.status.text() == ""
     run(panel, qtbot)
