@@ -60,9 +60,8 @@ class RunView(QWidget):
         self.progress.setTextVisible(False)
         self.progress.setMaximumHeight(12)
         self.status.setWordWrap(True)
-        self.status.setMinimumHeight(
-            2 * self.status.fontMetrics().lineSpacing() + 2
-        )  # how far a run is takes two lines
+        two_lines = 2 * self.status.fontMetrics().lineSpacing() + 2  # how far a run is takes as much
+        self.status.setMinimumHeight(two_lines)
         self.status.setAlignment(Qt.AlignmentFlag.AlignTop)
         column.addWidget(self.progress)
         column.addWidget(self.status)

@@ -426,10 +426,9 @@ def test_the_keys_stay_at_the_buttons_while_a_run_begins_and_ends(
 
 
 def test_a_failure_is_said_beside_the_slide_it_is_about(
-    panel: Any, viewer: Any, pair: tuple[Any, Any], slow: Any, qtbot: Any, monkeypatch: pytest.MonkeyPatch
+    panel: Any, pair: tuple[Any, Any], slow: Any, qtbot: Any
 ) -> None:
     first, second = pair
-    panel.run_view.start.native.setFocus()
     panel.run_view.start.native.click()
     assert slow["began"].wait(10)
     first.visible, second.visible = True, False
