@@ -132,7 +132,7 @@ def autocast(device: Device) -> torch.autocast:
 def default_batch(device: Device, patch_px: int) -> int:
     """Patches per batch: a CPU is fastest with a batch that stays near its caches, a GPU with a large one."""
     if device.name == "cpu":
-        return max(4, 8 * 224**2 // patch_px**2)
+        return max(4, 16 * 224**2 // patch_px**2)
     return max(8, 128 * 256**2 // patch_px**2)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from napari_msamil.models.configs import ExtractorConfig
 from napari_msamil.models.folding import fold_batchnorm
+from napari_msamil.models.fusing import fuse_for_cpu
 from napari_msamil.models.layers import EncoderLayer
 from napari_msamil.models.positions import sinusoid, sinusoid_2d
 
@@ -87,14 +88,17 @@ class Extractor(nn.Module):
             return x
         return torch.cat((self.class_token.to(x.dtype).expand(len(x), 1, -1), x), dim=1)
 
-    def fold(self, example: Tensor) -> None:
+    def fold(self, example: Tensor, *, fuse: bool) -> None:
         """Folds the encoder's BatchNorm into its convolutions, in place.
 
         Args:
             example: (1, 3, H, W), a small input; ignored by an encoder that takes one size only and has no BatchNorm.
+            fuse: Whether to go on and fuse what can be for a CPU.
         """
         if any(isinstance(part, nn.BatchNorm2d) for part in self.encoder.modules()):
             fold_batchnorm(self.encoder, example)
+            if fuse:
+                fuse_for_cpu(self.encoder, example)
 
     def _map(self, features: Tensor) -> Tensor:
         """Whatever layout the encoder has -> (B, h, w, channels)."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-_TOLERANCE = 1e-3  # relative; folding is exact but for rounding
+_TOLERANCE = 1e-3  # relative; exact but for rounding
 
 
 def fold_batchnorm(net: nn.Module, example: Tensor) -> None:
@@ -24,46 +26,48 @@ def fold_batchnorm(net: nn.Module, example: Tensor) -> None:
     net.eval()
     with torch.no_grad():
         before = net(example)
-        for conv, norm_name in _pairs(net, example):
-            norm = net.get_submodule(norm_name)
+        for conv_name, norm_name in followers(net, example, nn.Conv2d, nn.BatchNorm2d):
+            conv, norm = net.get_submodule(conv_name), net.get_submodule(norm_name)
+            assert isinstance(conv, nn.Conv2d)
             assert isinstance(norm, nn.BatchNorm2d)
             _fold(conv, norm)
             # timm's BatchNorm carries its activation, which must stay
             rest = [part for name in ("drop", "act") if isinstance(part := getattr(norm, name, None), nn.Module)]
-            _replace(net, norm_name, rest[0] if len(rest) == 1 else nn.Sequential(*rest))
+            net.set_submodule(norm_name, rest[0] if len(rest) == 1 else nn.Sequential(*rest))
         after = net(example)
-    if not torch.allclose(before, after, rtol=_TOLERANCE, atol=_TOLERANCE * float(before.abs().max())):
-        raise RuntimeError(f"folding BatchNorm changed the output of {type(net).__name__}: please report this net")
+    check_same(net, before, after)
 
 
-def _pairs(net: nn.Module, example: Tensor) -> list[tuple[nn.Conv2d, str]]:
-    """Convolutions, each with the name of the BatchNorm that reads its output."""
-    made_by: dict[int, tuple[nn.Conv2d, Tensor]] = {}  # the tensor is kept so that its id stays its own
-    found: list[tuple[nn.Conv2d, str]] = []
-    calls: dict[nn.Module, int] = {}
-    handles = []
+def followers(net: nn.Module, example: Tensor, first: type[nn.Module], then: type[nn.Module]) -> list[tuple[str, str]]:
+    """Names of pairs of modules, where the second reads the very tensor that the first gave, and each runs once."""
+    made_by: dict[int, tuple[str, Tensor]] = {}  # the tensor is kept so that its id stays its own
+    found: list[tuple[str, str]] = []
+    calls: Counter[str] = Counter()
 
-    def after_conv(conv: nn.Module, _args: object, output: Tensor) -> None:
-        assert isinstance(conv, nn.Conv2d)
-        calls[conv] = calls.get(conv, 0) + 1
-        made_by[id(output)] = (conv, output)
-
-    def before_norm(name: str, norm: nn.Module, args: tuple[Tensor, ...]) -> None:
-        calls[norm] = calls.get(norm, 0) + 1
-        if id(args[0]) in made_by:
+    def before(name: str, module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        calls[name] += 1
+        if isinstance(module, then) and id(args[0]) in made_by:
             found.append((made_by[id(args[0])][0], name))
 
+    def after(name: str, module: nn.Module, output: Tensor) -> None:
+        if isinstance(module, first):
+            made_by[id(output)] = (name, output)
+
+    handles = []
     for name, module in net.named_modules():
-        if isinstance(module, nn.Conv2d):
-            handles.append(module.register_forward_hook(after_conv))
-        elif isinstance(module, nn.BatchNorm2d):
-            handles.append(
-                module.register_forward_pre_hook(lambda norm, args, name=name: before_norm(name, norm, args))
-            )
+        if isinstance(module, (first, then)):
+            handles.append(module.register_forward_pre_hook(lambda part, args, name=name: before(name, part, args)))
+            handles.append(module.register_forward_hook(lambda part, _args, out, name=name: after(name, part, out)))
     net(example)
     for handle in handles:
         handle.remove()
-    return [(conv, name) for conv, name in found if calls[conv] == 1 and calls[net.get_submodule(name)] == 1]
+    return [(one, other) for one, other in found if calls[one] == calls[other] == 1]
+
+
+def check_same(net: nn.Module, before: Tensor, after: Tensor) -> None:
+    """Raises RuntimeError unless a rewritten net gives what it gave before, but for rounding."""
+    if not torch.allclose(before, after, rtol=_TOLERANCE, atol=_TOLERANCE * float(before.abs().max())):
+        raise RuntimeError(f"rewriting {type(net).__name__} for inference changed its output: please report this net")
 
 
 def _fold(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
@@ -72,8 +76,3 @@ def _fold(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
     conv.weight, conv.bias = fuse_conv_bn_weights(
         conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
     )
-
-
-def _replace(net: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, child = name.rpartition(".")
-    setattr(net.get_submodule(parent), child, module)

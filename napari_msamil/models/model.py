@@ -17,6 +17,7 @@ from napari_msamil.models.card import Card
 from napari_msamil.models.extractor import Extractor
 from napari_msamil.models.files import read_model_file, write_model_file
 from napari_msamil.models.folding import fold_batchnorm
+from napari_msamil.models.fusing import can_fuse, fuse_for_cpu
 from napari_msamil.models.segmenter import Segmenter
 
 
@@ -123,6 +124,8 @@ class Model(nn.Module):
     def for_inference(self, *, bf16: bool = False) -> Model:
         """A copy that computes the same faster: evaluation mode, no gradients, BatchNorm folded into convolutions.
 
+        On a CPU activations go into the convolutions too, and channel gates into weights (`fuse_for_cpu`).
+
         Args:
             bf16: Whether segmenter and extractor compute in bfloat16; what they return is float32 all the same, and
                 the aggregator stays in full precision.
@@ -130,8 +133,11 @@ class Model(nn.Module):
         example = torch.zeros(1, 3, 64, 64, device=self.device).to(memory_format=torch.channels_last)
         example += torch.linspace(-2, 2, 64, device=self.device)
         model = copy.deepcopy(self).eval().requires_grad_(False)
+        fuse = self.device.type == "cpu" and can_fuse(torch.bfloat16 if bf16 else torch.float32)
         fold_batchnorm(model.segmenter.net, example)
-        model.extractor.fold(example)
+        if fuse:
+            fuse_for_cpu(model.segmenter.net, example)
+        model.extractor.fold(example, fuse=fuse)
         if bf16:
             model.segmenter.bfloat16()
             model.extractor.bfloat16()

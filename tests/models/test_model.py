@@ -18,6 +18,7 @@ from napari_msamil.files import write_atomically
 from napari_msamil.models.bag import Bag
 from napari_msamil.models.card import Card, preset_card
 from napari_msamil.models.files import read_model_file, write_model_file
+from napari_msamil.models.fusing import ConvActivation
 from napari_msamil.models.model import Model, build_model, load_model, save_model
 
 
@@ -81,7 +82,7 @@ def test_every_convolution_sees_channels_last() -> None:
     for part in (model, model.for_inference()):
         seen: list[Tensor] = []
         for module in part.modules():
-            if isinstance(module, nn.Conv2d):
+            if isinstance(module, (nn.Conv2d, ConvActivation)):
                 module.register_forward_pre_hook(lambda _, args, seen=seen: seen.append(args[0]))
         outputs(part)
         assert len(seen) > 10
