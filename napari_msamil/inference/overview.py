@@ -23,14 +23,17 @@ if TYPE_CHECKING:
 PANEL_PX = 440
 GAP_PX = 16
 _INK, _PALE, _LINE, _BAR = (30, 30, 34), (110, 110, 118), (222, 222, 226), (66, 106, 168)
-_WARN = (178, 84, 0)
+_WARN, _REGION = (178, 84, 0), (255, 255, 0)
 _LESION = np.array(LESION_RGB, np.float32)
 _FOOT_PX = 19  # height of a line
 _KEY_PX = 230  # width of the colour key beside the first line
 
 
 def draw_overview(prediction: Prediction, slide: Slide) -> Image.Image:
-    """RGB image with one panel each for slide, lesion mask and every scale's attention (rank in the bag)."""
+    """RGB image with one panel each for slide, lesion mask and every scale's attention (rank in the bag).
+
+    The border of a region that was looked at is drawn on all of them.
+    """
     size = _panel_size(prediction.slide_size)
     picture = slide.read(0, 0, slide.width, slide.height, size=size)
     maps = [prediction.heatmap(i) for i in range(len(prediction.table.scales))]
@@ -51,7 +54,7 @@ def draw_overview(prediction: Prediction, slide: Slide) -> Image.Image:
     for index, (title, pixels) in enumerate(panels):
         left = GAP_PX + index * (size[0] + GAP_PX)
         draw.text((left, top), _shortened(title, size[0], draw), fill=_INK, font=_font(14))
-        page.paste(Image.fromarray(pixels), (left, top + 24))
+        page.paste(_with_region(pixels, prediction), (left, top + 24))
         draw.rectangle((left - 1, top + 23, left + size[0], top + 24 + size[1]), outline=_LINE)
     _draw_scale_bar(draw, (GAP_PX, top + 24), size, prediction)
     _label(draw, (GAP_PX + size[0] + GAP_PX + 10, top + 34), _no_lesion(prediction, size), size[0] - 20)
@@ -187,6 +190,18 @@ def _with_heatmap(picture: NDArray[np.uint8], heatmap: Heatmap, prediction: Pred
     base = np.where(alpha > 0, grey, picture)
     mixed: NDArray[np.uint8] = (base * (1 - alpha) + rgba[..., :3] * alpha).round().astype(np.uint8)
     return mixed
+
+
+def _with_region(pixels: NDArray[np.uint8], prediction: Prediction) -> Image.Image:
+    """A panel with the border of the region that was looked at, if it was one, yellow on a dark edge."""
+    panel = Image.fromarray(pixels)
+    draw = ImageDraw.Draw(panel)
+    shrink = np.divide(panel.size, prediction.slide_size)
+    rings = [ring for polygon in prediction.region or () for ring in (polygon.exterior, *polygon.holes)]
+    for width, ink in ((4, _INK), (2, _REGION)):
+        for ring in rings:
+            draw.line([tuple(point) for point in np.vstack((ring, ring[:1])) * shrink], fill=ink, width=width)
+    return panel
 
 
 def _shortened(text: str, width_px: int, draw: ImageDraw.ImageDraw, font_px: int = 14) -> str:

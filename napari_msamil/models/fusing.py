@@ -10,7 +10,6 @@ import platform
 import torch
 from timm.models._efficientnet_blocks import SqueezeExcite
 from torch import Tensor, nn
-from torch.nn.utils import skip_init
 
 from napari_msamil.models.folding import check_same, followers
 
@@ -43,7 +42,8 @@ def can_fuse(dtype: torch.dtype) -> bool:
     """Whether oneDNN computes convolution and activation at once here; tried, since builds of torch differ."""
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return False
-    conv = skip_init(nn.Conv2d, 8, 8, 1, dtype=dtype).requires_grad_(False)  # draws no random number
+    conv = nn.Conv2d(8, 8, 1, dtype=dtype, device="meta")  # draws no random number
+    conv = conv.to_empty(device="cpu").requires_grad_(False)
     try:
         ConvActivation(conv, "swish")(torch.ones(1, 8, 4, 4, dtype=dtype))
     except (AttributeError, RuntimeError):  # this build lacks the operation, or this CPU the type

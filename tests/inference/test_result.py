@@ -15,6 +15,7 @@ from PIL import Image
 from napari_msamil.errors import MsamilError, ResultExistsError
 from napari_msamil.inference import result
 from napari_msamil.inference.classify import classify
+from napari_msamil.inference.geojson import Polygon
 from napari_msamil.inference.overview import _WARN, _font, _foot, _no_lesion, draw_overview, round_length
 from napari_msamil.inference.prediction import Prediction
 from napari_msamil.inference.result import write_result
@@ -180,3 +181,19 @@ def test_round_lengths_are_1_2_or_5_times_a_power_of_ten() -> None:
 def test_names_beyond_ascii_are_written_with_their_letters() -> None:
     nothing = bytes(_font(14).getmask("\uffff"))
     assert [c for c in "µ²äéøñß" if bytes(_font(14).getmask(c)) == nothing] == []
+
+
+def test_the_overview_shows_the_border_of_the_region_on_every_panel(prediction: Prediction) -> None:
+    hole = np.array([[500.0, 300.0], [600.0, 300.0], [600.0, 400.0]])
+    square = Polygon(np.array([[300.0, 200.0], [900.0, 200.0], [900.0, 700.0], [300.0, 700.0]]), (hole,))
+    with open_slide(prediction.slide_path) as slide:
+        plain = np.asarray(draw_overview(prediction, slide))
+        page = np.asarray(draw_overview(replace(prediction, region=(square,)), slide))
+    yellow = (page == (255, 255, 0)).all(axis=-1) & ~(plain == (255, 255, 0)).all(axis=-1)
+    top, shrink = 84 + 26 * 2 + 24, 440 / 1200
+    for panel in range(2 + len(prediction.table.scales)):
+        left = 16 + panel * (440 + 16)
+        for x, y in ((300, 450), (900, 450), (600, 200), (600, 700), (600, 350)):  # sides, then the hole's
+            row, column = round(top + y * shrink), round(left + x * shrink)
+            assert yellow[row - 2 : row + 3, column - 2 : column + 3].any(), (panel, x, y)
+        assert not yellow[round(top + 450 * shrink), round(left + 400 * shrink)]

@@ -82,3 +82,11 @@ def test_a_build_of_torch_without_the_operation_cannot_fuse(monkeypatch: pytest.
 
     monkeypatch.setattr(fusing.ConvActivation, "forward", missing)
     assert not can_fuse(torch.float32)
+
+
+def test_asking_whether_it_can_draws_no_random_number() -> None:
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    can_fuse(torch.float32)
+    torch.testing.assert_close(torch.rand(2), expected)
