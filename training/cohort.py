@@ -23,6 +23,8 @@ REQUIRED = ("slide", "label", "patient")
 SEVERAL = "labels"
 """Stands for `label` where a slide may have several classes, or none of them."""
 OPTIONAL = ("split", "fold", "mpp", "lesion", "site")
+TABLE = "cohort.csv"
+"""Name of the table in a folder that holds a cohort."""
 SPLITS = ("training", "validation", "test")
 NO_LESION = "none"
 """In the lesion column: the slide is known to have no lesion. An empty cell says that nobody has marked it."""
@@ -120,27 +122,34 @@ def read_cohort(path: str | Path, *, files: bool = True) -> Cohort:
     """Read a table of slides; its paths may be relative to the table's folder.
 
     Args:
-        path: CSV file with a header. Columns `slide`, `label`, `patient`; at will `split` or `fold`, `mpp`, `lesion`
-            (mask image, QuPath GeoJSON, ASAP XML; "none" for a slide known to have no lesion; empty where that is not
-            known) and `site`. `labels` in the place of `label` says that classes do not exclude each other: its cells
-            hold names with ";" between them, or "none". Others are refused: a misspelt name would be missed.
+        path: CSV file with a header, or a folder with a cohort.csv. Columns `slide`, `label`, `patient`; at will
+            `split` or `fold`, `mpp`, `lesion` (mask image, QuPath GeoJSON, ASAP XML; "none" for a slide known to have
+            no lesion; empty where that is not known) and `site`, which is kept and not used. `labels` in the place of
+            `label` says that classes do not exclude each other: its cells hold names with ";" between them, or "none".
+            Others are refused: a misspelt name would be missed.
         files: Whether slides and lesions must be there; False where the slides are only names.
 
     Raises:
         CohortError: Lists every fault of the table that shows without opening a slide.
     """
     path = Path(path)
+    if path.is_dir():
+        path = path / TABLE
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
             header = list(reader.fieldnames or ())
             rows = list(reader)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except OSError as error:
+        raise CohortError(f"The table of slides {path} cannot be read: {error.strerror}.") from error
+    except (UnicodeDecodeError, csv.Error) as error:
         raise CohortError(f"{path} cannot be read as a table of slides ({error}): give a CSV file in UTF-8.") from error
     faults = list(_header_faults(header)) or ([] if rows else ["it has no slides"])
     slides: list[CohortSlide] = []
     if not faults:
         for number, row in enumerate(rows, start=2):  # as an editor counts, the header being line 1
+            if not any(row.values()):
+                continue  # a spreadsheet leaves such lines behind
             found = _slide_of(row, path.parent, files=files)
             if isinstance(found, CohortSlide):
                 slides.append(found)
@@ -236,11 +245,26 @@ def _class_faults(cohort: Cohort, folds: int) -> Iterator[str]:
                 yield f"the {split} part has no slide of class {name!r}"
             elif not cohort.exclusive and part.all() and not has[:, column].all():
                 yield f"the {split} part has no slide without class {name!r}"
+    yield from _part_faults(cohort, has)
     if not (cohort.has_splits or cohort.has_folds):
         for who, found in cohort.patients_by_outcome(range(len(cohort.slides))).items():
             if len(found) < folds:
                 many = f"{len(found)} patient{'' if len(found) == 1 else 's'}"
                 yield f"{who} {many} for {folds} folds: use fewer folds, or leave the class out"
+
+
+def _part_faults(cohort: Cohort, has: NDArray[np.bool_]) -> Iterator[str]:
+    """Folds of a table that leave nothing of a class to learn from, and a validation part that cannot tell classes."""
+    if cohort.has_splits:
+        part = has[[slide.split == "validation" for slide in cohort.slides]]
+        if len(part) and (part.all(0) | ~part.any(0)).all():
+            yield "the validation part has slides of one kind only, by which no weights can be chosen"
+    folds = np.array([slide.fold for slide in cohort.slides]) if cohort.has_folds else np.empty(0)
+    for fold in np.unique(folds):
+        rest = has[folds != fold]
+        gone = [name for name, any_left in zip(cohort.classes, rest.any(0), strict=True) if not any_left]
+        for name in gone if len(rest) else ():
+            yield f"all slides of class {name!r} are in fold {fold}: when it is tested, none is left to learn from"
 
 
 def _small_shape(slide: Slide) -> tuple[int, int]:
@@ -251,6 +275,10 @@ def _small_shape(slide: Slide) -> tuple[int, int]:
 
 def _header_faults(header: Sequence[str]) -> Iterator[str]:
     known = (*REQUIRED, SEVERAL, *OPTIONAL)
+    for separator, name in ((";", "semicolons"), ("\t", "tabs")):
+        if len(header) == 1 and separator in header[0]:
+            yield f"its columns are separated by {name}: save it with commas"
+            return
     missing = [name for name in REQUIRED if name not in header and not (name == "label" and SEVERAL in header)]
     unknown = [name for name in header if name not in known]
     if missing:

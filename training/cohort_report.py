@@ -174,6 +174,13 @@ def _selection(folds: Sequence[Mapping[str, Any]]) -> Iterable[str]:
             rows.append([title, *(spread([of[key] for of in folds_with], digits) for key, digits in places.items())])
     yield table(heads, rows)
     yield f"The same test slides, mean ± standard deviation over {count(len(found), 'fold')}."
+    without = sum(fold.get("fallbacks", 0) for fold in folds)
+    if without:
+        tested = sum(fold["slides"]["test"] for fold in folds)
+        yield (
+            f"On {without} of {count(tested, 'test slide')} no patch had enough lesion: the first line holds what the "
+            "fallback took there."
+        )
 
 
 def _figures(folder: Path) -> Iterable[str]:
@@ -208,6 +215,12 @@ def _limits(result: Mapping[str, Any]) -> Iterable[str]:
         points.append(
             f"That there are no errors: an interval of 1.000 to 1.000 ({', '.join(perfect)}) says that none was among "
             f"{count(pooled['patients'], 'patient')}."
+        )
+    flat = [_NAMES[name] for name, ends in pooled["intervals"].items() if ends[0] == ends[1] != 1.0]
+    if flat:
+        points.append(
+            f"How sure the numbers are whose interval has no width ({', '.join(flat)}): every resample of "
+            f"{count(pooled['patients'], 'patient')} gave the same, which shows how few they are."
         )
     yield "\n".join(f"- {point}" for point in [*points, *result["notes"]])
 

@@ -36,7 +36,7 @@ def run_training(
     """
     tune_allocator()
     config = read_config(preset, settings)
-    table = read_cohort(cohort / "cohort.csv" if cohort.is_dir() else cohort, files=not config.mil.features)
+    table = read_cohort(cohort, files=not config.mil.features)
     with process_group():
         if rank() > 0:
             logging.getLogger("napari_msamil").setLevel(logging.WARNING)

@@ -8,13 +8,17 @@ chunk of the two-pass gradient cache.
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from itertools import chain
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 
+from napari_msamil.errors import MsamilError
+
 Item = TypeVar("Item")
+_PATIENCE = timedelta(days=1)  # one process may prepare slides for hours while the others wait; torchrun ends them all
 
 
 @contextmanager
@@ -23,11 +27,23 @@ def process_group() -> Iterator[None]:
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
         yield
         return
-    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    cuda = torch.cuda.is_available()
+    if cuda:
+        torch.cuda.set_device(_own_gpu(int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()))
+    dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=_PATIENCE)
     try:
         yield
     finally:
         dist.destroy_process_group()
+
+
+def _own_gpu(local_rank: int, gpus: int) -> int:
+    if local_rank >= gpus:
+        raise MsamilError(
+            f"torchrun started process {local_rank + 1} on a machine with {gpus} GPU{'s' if gpus > 1 else ''}: give "
+            "--nproc-per-node the number of GPUs at most."
+        )
+    return local_rank
 
 
 def rank() -> int:
@@ -75,7 +91,7 @@ def total(value: float) -> float:
     """A number added up over all processes."""
     if world() == 1:
         return value
-    summed = torch.tensor(value, dtype=torch.float64, device="cuda" if dist.get_backend() == "nccl" else "cpu")
+    summed = torch.tensor(value, dtype=torch.float64)
     dist.all_reduce(summed)
     return float(summed)
 

@@ -53,7 +53,7 @@ def sample_rows(
         quota: Draw about the same number of each scale, instead of evenly from all scales together.
     """
     rows = tissue_rows(table, tissue)
-    if not len(rows):
+    if not len(rows) and len(table):
         rows = np.flatnonzero(table.tissue >= table.tissue.max())
     if not quota or count >= len(rows):
         return np.sort(rng.choice(rows, min(count, len(rows)), replace=False))
@@ -186,5 +186,5 @@ def probabilities(model: Model, drawn: Drawn, *, bf16: bool = False) -> NDArray[
             with torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
                 parts.append(model.embed(chunk))
         output = model.aggregate(make_bag(torch.cat(parts), drawn.table), attention=False)
-    found: NDArray[np.float64] = probabilities_of(output.logits.double(), exclusive=model.card.exclusive).cpu().numpy()
+    found: NDArray[np.float64] = probabilities_of(output.logits.cpu().double(), exclusive=model.card.exclusive).numpy()
     return found

@@ -117,7 +117,9 @@ def finish(run: Run) -> Path | None:
     calibration_figure(pooled, temperature, run.folder / "calibration.png")
     if run.cohort.exclusive:
         confusion_figure(overall["confusion"], run.cohort.classes, run.folder / "confusion.png")
-    loss_figure([folder / "log.jsonl" for folder in folders.values()], run.folder / "loss.png")
+    logs = [folder / "log.jsonl" for folder in folders.values()]
+    if any(log.exists() and log.stat().st_size for log in logs):  # else all stages were taken over from another run
+        loss_figure(logs, run.folder / "loss.png")
     pooled.write_csv(run.folder / "predictions.csv", temperature=temperature)
     chosen = max(results, key=lambda fold: (results[fold]["validation"]["auc"] or 0.0, -fold))
     model = model_name(run)
@@ -146,6 +148,7 @@ def finish(run: Run) -> Path | None:
             "notes": [
                 f"{model} is the model of fold {chosen}, which has the best AUC on its own validation slides; its test "
                 "slides had no part in that choice.",
+                *_unknown_lesions(run),
                 *_notes(
                     run,
                     sorted({*run.left_out, *(name for one in results.values() for name in one.get("left_out", ()))}),
@@ -159,6 +162,16 @@ def finish(run: Run) -> Path | None:
 def model_name(run: Run) -> str:
     """Name of the file that a run leads to; one that classifies no slide is not called a model."""
     return AGGREGATOR if run.features else MODEL
+
+
+def _unknown_lesions(run: Run) -> list[str]:
+    """Of a cohort in which nobody marked a lesion."""
+    if run.features or not run.no_lesion_known:
+        return []
+    return [
+        "Where lesions are: the table names none, so the segmenter is untrained, and whatever is called lesion patches "
+        "is all tissue. What the model's lesion mask shows, or does not, means nothing."
+    ]
 
 
 def _notes(run: Run, left_out: list[str]) -> list[str]:
@@ -195,7 +208,7 @@ def _logits(model: Model, bags: StoredBags) -> NDArray[np.float64]:
     """(n, C) of some bags."""
     model.eval()
     with torch.inference_mode():
-        found = [model.aggregate(bag, attention=False).logits.double().cpu().numpy() for bag in bags]
+        found = [model.aggregate(bag, attention=False).logits.cpu().double().numpy() for bag in bags]
     return np.stack(found)
 
 
@@ -237,13 +250,10 @@ def _finished_card(run: Run, fold: Fold, result: dict[str, Any]) -> Card:
     """The card with what a reader of the file should know."""
     test, cohort = result["test"], run.cohort
     counts = ", ".join(f"{n} {name}" for name, n in class_counts(cohort, fold.training()).items())
-    temperature = result["temperature"]
-    if not cohort.exclusive:
-        temperature = dict(zip(cohort.classes, temperature, strict=True))
-    measured = {key: test[key] for key in (*test["intervals"], "ece", "brier")}
+    measured = {key: test[key] for key in test["intervals"]}
+    measured |= {key: result["test_calibrated"][key] for key in ("ece", "brier")}  # as the model speaks
     figures = {
         f"test part of fold {fold.number}": measured | {"slides": test["slides"], "intervals": test["intervals"]},
-        "temperature fitted on validation": temperature,
         "chosen by": result["scores"],
         "lesion mask, validation": result["segment"],
         "versions": versions(),
@@ -254,6 +264,7 @@ def _finished_card(run: Run, fold: Fold, result: dict[str, Any]) -> Card:
                 f"{cohort.source.resolve().parent.name}: trained on {len(fold.training())} slides ({counts}), chosen "
                 f"by {len(fold.held())}, tested on {test['slides']}; fold {fold.number}, split by patient"
             ),
+            "temperature": result["temperature"],  # so that the model gives the probabilities of predictions.csv
             "command": run.command,
             "figures": json.loads(json.dumps(figures)),
             "created": datetime.now(UTC).date().isoformat(),

@@ -195,7 +195,8 @@ def loss_figure(log_jsonl_paths: Iterable[Path], path: Path) -> None:
 def _read_log(path: Path) -> dict[str, dict[int, dict[str, Any]]]:
     """Lines by stage and step; of a step that was logged twice, before and after a resume, the later line."""
     stages: dict[str, dict[int, dict[str, Any]]] = {}
-    for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []  # of stages taken over there is none
+    for number, text in enumerate(lines, start=1):
         try:
             line = json.loads(text)
         except ValueError:  # a run that was killed may leave half a line

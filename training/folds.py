@@ -20,12 +20,12 @@ class Parts:
     test: NDArray[np.int64]
 
 
-def split_cohort(cohort: Cohort, *, folds: int = 5, validation: float = 0.2, seed: int = 0) -> list[Parts]:
-    """Training, validation and test rows, once per fold; all slides of a patient are in one part.
+def split_cohort(cohort: Cohort, *, folds: int = 5, validation: float = 0.2, seed: int = 0) -> dict[int, Parts]:
+    """Training, validation and test rows by number of the fold; all slides of a patient are in one part.
 
-    Where the table has splits they are one fold as they stand; where it has folds, each is the test part once; else
-    folds are drawn, with about the same share of each class in all. Validation rows, where the table names none, are
-    drawn from the training part in the same way.
+    Where the table has splits they are fold 0 as they stand; where it has folds, each is the test part once, by its
+    number there; else folds are drawn, with about the same share of each class in all. Validation rows, where the table
+    names none, are drawn from the training part in the same way.
 
     Args:
         cohort: The slides.
@@ -42,13 +42,16 @@ def split_cohort(cohort: Cohort, *, folds: int = 5, validation: float = 0.2, see
         training, held = rows[by_split["training"]], rows[by_split["validation"]]
         if not len(held):
             training, held = _held_out(cohort, training, validation, seed)
-        return [Parts(training, held, rows[by_split["test"]])]
+        return {0: Parts(training, held, rows[by_split["test"]])}
     if cohort.has_folds:
         numbers = np.array([s.fold for s in cohort.slides])
-        tests = [rows[numbers == fold] for fold in np.unique(numbers)]
+        tests = {int(fold): rows[numbers == fold] for fold in np.unique(numbers)}
     else:
-        tests = _draw(cohort, rows, folds, seed)
-    return [Parts(*_held_out(cohort, np.setdiff1d(rows, test), validation, seed), test) for test in tests]
+        tests = dict(enumerate(_draw(cohort, rows, folds, seed)))
+    return {
+        fold: Parts(*_held_out(cohort, np.setdiff1d(rows, test), validation, seed), test)
+        for fold, test in tests.items()
+    }
 
 
 def _held_out(

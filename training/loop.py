@@ -181,7 +181,7 @@ def train(
             late = total(float(time.monotonic() - saved > CHECKPOINT_SECONDS)) > 0
             if scored or stop or late:
                 save()
-            if stop and not state.over(plan):
+            if stop:
                 raise StoppedError(
                     f"Stage {plan.name} was stopped after step {state.step} of {plan.steps}. The same command goes on "
                     "from there."

@@ -71,7 +71,7 @@ def train_aggregator(
     def score() -> float:
         model.aggregator.eval()
         with torch.inference_mode():
-            found = gather([model.aggregate(bag, attention=False).logits.double().cpu() for bag in mine(held)])
+            found = gather([model.aggregate(bag, attention=False).logits.cpu().double() for bag in mine(held)])
         return validation_auc(held_targets, probabilities(torch.stack(found), exclusive=exclusive).numpy())
 
     return train(

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import logging
+import os
 import platform
 import tomllib
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ from napari_msamil.inference.engine import Device, choose_device
 from napari_msamil.models.card import Card, explain
 
 from .cohort import (
+    TABLE,
     Cohort,
     CohortError,
     CohortSlide,
@@ -35,7 +37,7 @@ from .h5 import FeatureFolders
 from .labels import membership, write_label
 from .log import summary_writer
 
-CONFIG, COHORT, VERSIONS, SPLITS = "config.toml", "cohort.csv", "versions.json", "splits.csv"
+CONFIG, COHORT, VERSIONS, SPLITS = "config.toml", TABLE, "versions.json", "splits.csv"
 FEATURES = "features.json"
 _log = logging.getLogger(__name__)
 
@@ -71,18 +73,19 @@ class Run:
     left_out: tuple[str, ...] = ()
 
     @property
+    def no_lesion_known(self) -> bool:
+        """Whether the table tells of no slide where its lesion is, or that it has none."""
+        return not any(slide.lesion or slide.lesion_free for slide in self.cohort.slides)
+
+    @property
     def bf16(self) -> bool:
         """Whether training computes in mixed precision: on a device that has such arithmetic."""
         return choose_device(self.device.name, cpu_precision="bf16").precision == "bf16"
 
     def parts(self) -> dict[int, Parts]:
         """The folds that are trained and tested, by number."""
-        every = dict(
-            enumerate(
-                split_cohort(
-                    self.cohort, folds=self.config.folds, validation=self.config.validation, seed=self.config.seed
-                )
-            )
+        every = split_cohort(
+            self.cohort, folds=self.config.folds, validation=self.config.validation, seed=self.config.seed
         )
         unknown = sorted(set(self.config.run_folds) - every.keys())
         if unknown:
@@ -144,6 +147,10 @@ def _enter(run: Run) -> None:
     if (folder / CONFIG).exists():
         _refuse_changes(run)
         return
+    above = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        what = "cannot be written to" if above.is_dir() else "is a file"
+        raise RunError(f"{folder} cannot be made a run's folder, since {above} {what}: choose another --out.")
     if folder.exists() and any(folder.iterdir()):
         raise RunError(f"{folder} is not empty and holds no run: choose another --out.")
     faults = check_cohort(cohort, folds=config.folds, files=not (run.features or config.machine.skip_bad_slides))
@@ -220,7 +227,7 @@ def _look_at_reused(run: Run) -> None:
 
 
 def _by_path(cohort: Cohort) -> dict[Path, CohortSlide]:
-    """Rows with their paths made absolute, so that a table may be moved with its slides."""
+    """Rows by the absolute path of their slide."""
     return {
         s.path.resolve(): replace(s, path=s.path.resolve(), lesion=s.lesion.resolve() if s.lesion else None)
         for s in cohort.slides

@@ -31,7 +31,7 @@ from .cohort import CohortError, CohortSlide
 from .distributed import gather, mine, rank
 
 Value = TypeVar("Value")
-_OPEN_SLIDES, _TABLES = 64, 256  # kept at a time in each process
+_OPEN_SLIDES, _TABLES = 8, 256  # kept at a time in each process; a slide keeps decoded tiles
 _READ_BATCH = 16  # patches at a time, by each thread that only looks whether they can be read
 _log = logging.getLogger(__name__)
 

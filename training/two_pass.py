@@ -74,10 +74,17 @@ def two_pass_backward(
 
 
 def _random_state(device: torch.device) -> tuple[Tensor, Tensor | None]:
-    return torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+    own = None
+    if device.type == "cuda":
+        own = torch.cuda.get_rng_state(device)
+    elif device.type == "mps":
+        own = torch.mps.get_rng_state()
+    return torch.get_rng_state(), own
 
 
 def _restore(state: tuple[Tensor, Tensor | None], device: torch.device) -> None:
     torch.set_rng_state(state[0])
-    if state[1] is not None:
+    if state[1] is not None and device.type == "mps":
+        torch.mps.set_rng_state(state[1])
+    elif state[1] is not None:
         torch.cuda.set_rng_state(state[1], device)

@@ -271,7 +271,8 @@ def _aggregate(
     bag = make_bag(features[torch.from_numpy(kept)], table.take(kept))
     with torch.inference_mode():
         output = model.aggregate(bag)
-    found = probabilities(output.logits.double(), exclusive=model.card.exclusive).cpu().numpy()
+    temperature = torch.tensor(model.card.temperature, dtype=torch.float64)
+    found = probabilities(output.logits.cpu().double() / temperature, exclusive=model.card.exclusive).numpy()
     attention = np.full(len(table), np.nan, np.float32)
     assert output.attention is not None  # asked for by default
     attention[kept] = output.attention.float().cpu().numpy()

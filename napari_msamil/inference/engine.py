@@ -86,10 +86,10 @@ def choose_device(name: str = "auto", *, cpu_precision: str = "fp32") -> Device:
     if name.startswith("cuda") or (name == "auto" and cuda):
         if not cuda:
             raise MsamilError(f"Device {name!r} cannot be used: {why_no_cuda}. Choose 'auto' or 'cpu'.")
-        index = torch.device(name).index if name.startswith("cuda:") else 0
+        index = torch.device(name).index if name.startswith("cuda:") else torch.cuda.current_device()
         if index is None or index >= torch.cuda.device_count():
             raise MsamilError(f"Device {name!r} is not there: {torch.cuda.device_count()} CUDA device(s) found.")
-        precision = "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+        precision = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
         return Device(f"cuda:{index}", torch.cuda.get_device_name(index), precision)
     mps = torch.backends.mps.is_available()
     if name == "mps" and not mps:

@@ -47,7 +47,7 @@ def read_polygons(path: Path) -> tuple[Polygon, ...]:
         raise RegionError(f"{path} is not GeoJSON ({error}). Export the regions as GeoJSON, as QuPath does.") from error
     try:
         polygons = tuple(_polygons(document))
-    except (KeyError, TypeError, ValueError) as error:
+    except (IndexError, KeyError, TypeError, ValueError) as error:
         raise RegionError(
             f"{path} is JSON but not GeoJSON with polygons as QuPath writes it. Export the regions again."
         ) from error

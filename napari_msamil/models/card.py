@@ -91,6 +91,8 @@ class Card(Frozen):
         aggregator: Settings of the multiple-instance method; its `method` names the method.
         features: Of an aggregator alone, which was trained on features made elsewhere: how wide they are and where they
             came from. It has no segmenter and no extractor, whatever is said of them here, and classifies no slide.
+        temperature: Divides the logits before they become probabilities: one number, or one for each class; above 0.
+            1 in every file that does not say.
         cpu_precision: `bf16` once the extractor was shown to give the same probabilities in it; CPUs that compute it
             natively are then 1.6 times faster.
         lesion_label: What the lesion mask shows, e.g. "neoplastic glands".
@@ -122,6 +124,7 @@ class Card(Frozen):
     extractor: ExtractorConfig = ExtractorConfig()
     aggregator: MsaMilConfig = MsaMilConfig()
     features: str = ""
+    temperature: float | tuple[float, ...] = 1.0
     cpu_precision: Literal["fp32", "bf16"] = "fp32"
     lesion_label: str = "lesion"
     dataset: str = ""
@@ -163,6 +166,14 @@ class Card(Frozen):
                 )
         return scales
 
+    @field_validator("temperature")
+    @classmethod
+    def _above_zero(cls, temperature: float | tuple[float, ...]) -> float | tuple[float, ...]:
+        for number in temperature if isinstance(temperature, tuple) else (temperature,):
+            if not (math.isfinite(number) and number > 0):
+                raise ValueError(f"a temperature is a finite number above 0, got {number:g}")
+        return temperature
+
     @field_validator("overlap")
     @classmethod
     def _whole_steps(cls, overlap: float) -> float:
@@ -184,6 +195,10 @@ class Card(Frozen):
                 f"the extractor gives {self.extractor.out_dim} numbers per patch, the aggregator takes "
                 f"{self.aggregator.dim}: make extractor.out_dim and aggregator.dim equal"
             )
+        if isinstance(self.temperature, tuple) and len(self.temperature) != len(self.classes):
+            raise ValueError(
+                f"{len(self.temperature)} temperatures for {len(self.classes)} classes: give one, or one each"
+            )
         limits = self.thresholds.lesion_fraction
         if isinstance(limits, tuple) and len(limits) != len(self.scales_mpp):
             raise ValueError(
@@ -197,8 +212,9 @@ class Card(Frozen):
         return self
 
     def to_json(self) -> str:
-        """The card as one JSON object; that classes exclude each other goes without saying, as it did before."""
-        return self.model_dump_json(exclude={"exclusive"} if self.exclusive else None)
+        """The card as one JSON object; what goes without saying, since files say nothing of it, is left out."""
+        usual = {"exclusive": True, "temperature": 1.0}
+        return self.model_dump_json(exclude={name for name, value in usual.items() if getattr(self, name) == value})
 
     @classmethod
     def from_json(cls, text: str, *, source: str) -> Card:

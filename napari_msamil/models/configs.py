@@ -37,7 +37,8 @@ class ExtractorConfig(Frozen):
 
     Attributes:
         encoder: Any timm model name that gives a feature map or tokens.
-        encoder_options: Passed on to `timm.create_model`, e.g. `{"img_size": 512}` for a vision transformer.
+        encoder_options: Passed on to `timm.create_model`, e.g. `{"img_size": 512}` for a vision transformer. Numbers
+            and switches only: a text could name a file, which timm would open.
         out_dim: Width of the feature vector.
         proj: `post` keeps the encoder's width through the Transformer and projects its result; `pre` projects the
             tokens first, which makes the layers about five times cheaper.
@@ -51,7 +52,7 @@ class ExtractorConfig(Frozen):
     """
 
     encoder: str = "efficientnet_b3"
-    encoder_options: dict[str, bool | int | float | str] = Field(default_factory=dict)
+    encoder_options: dict[str, bool | int | float] = Field(default_factory=dict)
     out_dim: int = Field(default=512, ge=1)
     proj: Literal["post", "pre"] = "post"
     pool: Literal["cls", "mean"] = "cls"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import segmentation_models_pytorch as smp
+import timm
 from torch import Tensor, nn
 
 from napari_msamil.models.configs import SegmenterConfig
@@ -22,6 +23,9 @@ class Segmenter(nn.Module):
             ValueError: segmentation_models_pytorch cannot build it with this encoder.
         """
         super().__init__()
+        timm_name = config.encoder.removeprefix("tu-")
+        if timm_name != config.encoder and not timm.is_model(timm_name):  # else "hf-hub:..." would go to the network
+            raise ValueError(f"no UNet++ can be built with the encoder {config.encoder!r}: timm has no {timm_name!r}")
         try:
             self.net = smp.UnetPlusPlus(
                 config.encoder,

@@ -53,6 +53,7 @@ def test_a_hole_is_cut_out_of_the_region() -> None:
         ("not json", "is not GeoJSON"),
         ('{"type": "Point", "coordinates": [1, 2]}', "holds no polygon"),
         ('{"type": "Polygon", "coordinates": [[[0, 0], [1, 1]]]}', "not GeoJSON with polygons"),
+        ('{"type": "Polygon", "coordinates": [[]]}', "not GeoJSON with polygons"),
         ('{"type": "Polygon"}', "not GeoJSON with polygons"),
     ],
 )

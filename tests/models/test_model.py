@@ -17,6 +17,7 @@ from napari_msamil.errors import ModelFileError, MsamilError
 from napari_msamil.files import write_atomically
 from napari_msamil.models.bag import Bag
 from napari_msamil.models.card import Card, preset_card
+from napari_msamil.models.configs import ExtractorConfig
 from napari_msamil.models.files import read_model_file, write_model_file
 from napari_msamil.models.fusing import ConvActivation
 from napari_msamil.models.model import Model, build_model, load_model, save_model
@@ -97,11 +98,16 @@ def test_segment_gives_a_probability_per_pixel_and_embed_a_row_per_patch() -> No
     assert logits.shape == (2,)
 
 
-@pytest.mark.parametrize("encoder", ["resnet35", "tu-resnet35", "tu-test_vit"])
+@pytest.mark.parametrize("encoder", ["resnet35", "tu-resnet35", "tu-test_vit", "tu-hf-hub:some/net"])
 def test_a_segmenter_encoder_that_does_not_fit_is_named(encoder: str) -> None:
     segmenter = tiny_card().segmenter.model_copy(update={"encoder": encoder})
     with pytest.raises(ValueError, match=f"no UNet.. can be built with the encoder '{encoder}'"):
         build_model(tiny_card(segmenter=segmenter))
+
+
+def test_a_card_cannot_make_timm_open_a_file() -> None:
+    with pytest.raises(ValueError, match=r"encoder_options\.checkpoint_path"):
+        ExtractorConfig.model_validate({"encoder_options": {"checkpoint_path": "other.pth"}})
 
 
 def test_three_colour_segmenter_gives_its_first_plane() -> None:

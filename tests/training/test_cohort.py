@@ -75,6 +75,8 @@ def test_every_fault_is_named_in_one_message(table: Callable[..., Path]) -> None
         (HEADER, "s0.tif,a,p,extra", "more cells than the header"),
         (HEADER + ",fold", "s0.tif,a,p,one", "fold is 'one'"),
         (HEADER + ",lesion", "s0.tif,a,p,s1.docx", "there is no lesion file"),
+        (HEADER.replace(",", ";"), "s0.tif;a;p", "separated by semicolons: save it with commas"),
+        (HEADER.replace(",", "\t"), "s0.tif\ta\tp", "separated by tabs"),
     ],
 )
 def test_a_fault_of_the_table_says_what_is_wrong(
@@ -84,7 +86,15 @@ def test_a_fault_of_the_table_says_what_is_wrong(
         read_cohort(table(line, header=header))
 
 
+def test_a_folder_is_read_by_its_table_and_blank_lines_are_passed_over(table: Callable[..., Path]) -> None:
+    file = table("s0.tif,a,p0", ",,", "s1.tif,b,p1", ",,")
+    assert file.name == "cohort.csv"
+    assert [slide.path.name for slide in read_cohort(file.parent).slides] == ["s0.tif", "s1.tif"]
+
+
 def test_an_empty_or_binary_file_is_no_table(tmp_path: Path, table: Callable[..., Path]) -> None:
+    with pytest.raises(CohortError, match=r"gone\.csv cannot be read: No such file"):
+        read_cohort(tmp_path / "gone.csv")
     with pytest.raises(CohortError, match="no slides"):
         read_cohort(table())
     (tmp_path / "binary.csv").write_bytes(bytes(range(256)))
@@ -108,7 +118,7 @@ def test_no_patient_is_in_two_parts_and_every_slide_is_tested_once(tmp_path: Pat
     path = tmp_path / "cohort.csv"
     path.write_text("\n".join((HEADER, *lines)))
     cohort = read_cohort(path)
-    parts = split_cohort(cohort, folds=5, seed=1)
+    parts = list(split_cohort(cohort, folds=5, seed=1).values())
     assert sorted(np.concatenate([part.test for part in parts]).tolist()) == list(range(60))
     for part in parts:
         three = (part.training, part.validation, part.test)
@@ -116,7 +126,7 @@ def test_no_patient_is_in_two_parts_and_every_slide_is_tested_once(tmp_path: Pat
         assert sum(map(len, patients)) == len(set.union(*patients)) == 20
         for rows in three:
             assert set(cohort.targets()[rows].tolist()) == {0, 1}, "both classes are in every part"
-    again = split_cohort(cohort, folds=5, seed=1)
+    again = split_cohort(cohort, folds=5, seed=1).values()
     assert all(np.array_equal(one.validation, other.validation) for one, other in zip(parts, again, strict=True))
 
 
@@ -124,12 +134,21 @@ def test_splits_and_folds_of_the_table_are_kept(table: Callable[..., Path]) -> N
     lines = [
         f"s{k}.tif,{'ab'[k % 2]},p{k},{['training', 'training', 'validation', 'test'][k // 2 % 4]}" for k in range(8)
     ]
-    [part] = split_cohort(read_cohort(table(*lines, header=HEADER + ",split")))
+    [part] = split_cohort(read_cohort(table(*lines, header=HEADER + ",split"))).values()
     assert (part.training.tolist(), part.validation.tolist(), part.test.tolist()) == ([0, 1, 2, 3], [4, 5], [6, 7])
-    lines = [f"s{k}.tif,{'ab'[k % 2]},p{k},{k // 5}" for k in range(10)]
-    first, second = split_cohort(read_cohort(table(*lines, header=HEADER + ",fold")))
-    assert first.test.tolist() == [0, 1, 2, 3, 4]
-    assert second.test.tolist() == [5, 6, 7, 8, 9]
+    lines = [f"s{k}.tif,{'ab'[k % 2]},p{k},{1 + 2 * (k // 5)}" for k in range(10)]
+    parts = split_cohort(read_cohort(table(*lines, header=HEADER + ",fold")))
+    assert {fold: one.test.tolist() for fold, one in parts.items()} == {1: [0, 1, 2, 3, 4], 3: [5, 6, 7, 8, 9]}
+
+
+def test_parts_that_cannot_be_learned_from_or_chosen_by_are_faults(table: Callable[..., Path]) -> None:
+    lines = [f"s{k}.tif,{'ab'[k >= 8]},p{k},{max(k // 4, 0)}" for k in range(12)]
+    faults = check_cohort(read_cohort(table(*lines, header=HEADER + ",fold"), files=False), files=False)
+    assert faults == ["all slides of class 'b' are in fold 2: when it is tested, none is left to learn from"]
+    parts = ["training", "training", "validation", "test", "test"]
+    lines = [f"s{k}.tif,{'abaab'[k]},p{k},{part}" for k, part in enumerate(parts)]
+    faults = check_cohort(read_cohort(table(*lines, header=HEADER + ",split"), files=False), files=False)
+    assert faults == ["the validation part has slides of one kind only, by which no weights can be chosen"]
 
 
 def test_no_lesion_is_told_from_nobody_knows(table: Callable[..., Path], tmp_path: Path) -> None:
@@ -179,8 +198,9 @@ def test_checking_names_lesion_files_that_cannot_be_read(table: Callable[..., Pa
     square = [[10, 10], [300, 10], [300, 300], [10, 10]]
     (tmp_path / "good.geojson").write_text(f'{{"type": "Polygon", "coordinates": [{square}]}}')
     path = table("s0.tif,a,p0,0,bad.png", "s1.tif,b,p1,1,good.geojson", header=HEADER + ",fold,lesion")
-    [fault] = check_cohort(read_cohort(path))
-    assert "bad.png cannot be read" in fault
+    faults = check_cohort(read_cohort(path))
+    assert sum("bad.png cannot be read" in fault for fault in faults) == 1
+    assert not any("good.geojson" in fault for fault in faults)
 
 
 def test_a_class_too_rare_to_be_held_out_is_named(table: Callable[..., Path]) -> None:

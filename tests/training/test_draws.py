@@ -11,6 +11,7 @@ from napari_msamil.training.cohort import read_cohort
 from napari_msamil.training.config import read_config
 from napari_msamil.training.datasets import synthetic
 from napari_msamil.training.draws import PatchDraws, PatchesWithLesion, PatchStream
+from napari_msamil.training.end_to_end import sample_rows
 from napari_msamil.training.slides import SlideStore
 
 
@@ -103,3 +104,9 @@ def test_validation_patches_are_always_the_same(made: PatchDraws) -> None:
     assert first.shape[1:] == (40, 40, 3)
     np.testing.assert_array_equal(first.numpy(), second.numpy())
     np.testing.assert_array_equal(share.numpy(), again.numpy())
+
+
+def test_a_slide_without_any_patch_gives_no_row(made: PatchDraws) -> None:
+    table = made.store.table(0)
+    empty = table.take(np.empty(0, np.int64))
+    assert len(sample_rows(empty, np.random.default_rng(0), 5, tissue=0.5)) == 0

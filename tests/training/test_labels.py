@@ -173,7 +173,7 @@ def test_parts_of_such_a_cohort_hold_both_outcomes_of_each_class(table: Callable
     labels = ["a;b", "a", "b", "none"]
     rows = [f"s{k}.tif,{labels[k // 2 % 4]},p{k // 2}" for k in range(40)]
     cohort = read_cohort(table(*rows))
-    parts = split_cohort(cohort, folds=3, seed=2)
+    parts = list(split_cohort(cohort, folds=3, seed=2).values())
     assert sorted(np.concatenate([part.test for part in parts]).tolist()) == list(range(40))
     for part in parts:
         three = (part.training, part.validation, part.test)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from napari_msamil.training.loop import CheckpointError, DivergedError, Plan, train
+from napari_msamil.training.loop import CheckpointError, DivergedError, Plan, StoppedError, train
 
 PLAN = Plan("fit", steps=12, learning_rate=0.05, warmup=3, score_every=4, seed=5)
 
@@ -79,3 +80,19 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_checkpoint(tmp_path: Path)
         train(PLAN, {"model": model}, step=lambda _: math.nan, score=lambda: 0.0, folder=tmp_path, resume=True)
     assert (tmp_path / "fit.pt").read_bytes() == before
     assert [file.name for file in tmp_path.glob("*.tmp*")] == []
+
+
+def test_asked_to_stop_in_the_last_step_it_stops_and_the_next_time_is_over(tmp_path: Path) -> None:
+    model = nn.Linear(4, 1)
+
+    def step(number: int) -> float:
+        if number == PLAN.steps - 1:
+            signal.raise_signal(signal.SIGTERM)
+        loss = model(torch.ones(2, 4)).square().mean()
+        loss.backward()
+        return float(loss.detach())
+
+    with pytest.raises(StoppedError, match=f"after step {PLAN.steps} of {PLAN.steps}"):
+        train(PLAN, {"model": model}, step=step, score=lambda: 0.0, folder=tmp_path)
+    again = train(PLAN, {"model": model}, step=step, score=lambda: 0.0, folder=tmp_path, resume=True)
+    assert again.step == PLAN.steps

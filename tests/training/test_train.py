@@ -1,5 +1,6 @@
 """A whole training on drawn slides: what comes out, what is never looked at, and what an interruption does."""
 
+import csv
 import json
 import os
 import signal
@@ -72,8 +73,12 @@ def test_what_comes_out_is_a_model_that_classifies_as_its_evaluation_did(finishe
     logits = json.loads((finished / f"fold-{chosen}" / "logits.json").read_text())
     slide = read_cohort(cohort).slides[logits["rows"][0]]
     found = classify(slide.path, finished / "model.safetensors", device="cpu").probabilities
-    expected = torch.tensor(logits["logits"][0], dtype=torch.float64).softmax(0).numpy()
-    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert card.temperature == results[chosen]["temperature"] != 1
+    scaled = torch.tensor(logits["logits"][0], dtype=torch.float64) / card.temperature
+    np.testing.assert_allclose(found, scaled.softmax(0).numpy(), atol=1e-5)
+    told = (finished / "predictions.csv").read_text().splitlines()
+    [line] = [line for line in csv.DictReader(told) if Path(line["slide"]).name == slide.path.name]
+    np.testing.assert_allclose(found, [float(line[f"probability of {name}"]) for name in card.classes], atol=1e-5)
 
 
 def test_every_slide_is_tested_once_and_the_report_stands_on_them(finished: Path, cohort: Path) -> None:
@@ -218,6 +223,7 @@ def test_without_lesions_the_model_looks_at_all_tissue(cohort: Path, tmp_path: P
     assert out is not None
     assert load_model(out).card.on_empty.policy == "tissue"
     assert json.loads((tmp_path / "run" / "fold-0" / "result.json").read_text())["segment"] is None
+    assert "the segmenter is untrained" in (tmp_path / "run" / "report.md").read_text()
 
 
 def test_processes_that_read_patches_give_the_same_training_as_a_thread(cohort: Path, tmp_path: Path) -> None:
@@ -305,3 +311,22 @@ def test_without_the_end_to_end_stage_the_aggregator_learns_on_the_extractor_as_
     assert json.loads((tmp_path / "fold-0" / "result.json").read_text())["test_before_mil"] is None
     with pytest.raises(RunError, match=r"Stage end-to-end is left out, for end_to_end\.epochs is 0"):
         train("end-to-end", cohort, tmp_path, *settings)
+
+
+def test_a_run_that_takes_over_all_its_stages_has_a_report_without_a_loss_curve(
+    finished: Path, cohort: Path, tmp_path: Path
+) -> None:
+    out = train("all", cohort, tmp_path / "run", "run_folds=[]", "evaluate.bootstrap=100", f"machine.reuse={finished}")
+    assert out is not None
+    assert load_model(out).card.command == "the command"
+    report = (tmp_path / "run" / "report.md").read_text()
+    assert "roc.png" in report
+    assert "loss.png" not in report
+
+
+@pytest.mark.parametrize(("out", "what"), [("file", "is a file"), ("file/run", "is a file")])
+def test_a_place_where_no_folder_can_be_is_named(cohort: Path, tmp_path: Path, out: str, what: str) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(RunError, match=f"cannot be made a run's folder, since .*file {what}"):
+        train("all", cohort, tmp_path / out)
+    assert (tmp_path / "file").read_text() == "mine"

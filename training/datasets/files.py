@@ -10,9 +10,8 @@ from PIL import Image
 
 from napari_msamil.files import write_atomically
 
-from ..cohort import CohortError, CohortSlide, refuse_existing, write_cohort
+from ..cohort import TABLE, CohortError, CohortSlide, refuse_existing, write_cohort
 
-TABLE = "cohort.csv"
 _LISTED = 20  # faults written out; the rest are counted
 
 

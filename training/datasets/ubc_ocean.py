@@ -67,6 +67,8 @@ def write(
             faults.append(f"there is no train_images/{row['image_id']}.png")
     if masks is not None and not masks.is_dir():
         faults.append(f"there is no folder {masks} of supplemental masks")
+    if masks is not None and masks.resolve() == (Path(out) / "lesions").resolve():
+        faults.append(f"{masks} is where the lesion masks are to be written; give another --out")
     refuse_faults(NAME, folder, faults)
     slides = []
     for row in rows:
