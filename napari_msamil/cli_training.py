@@ -111,7 +111,7 @@ def train(
         Path, typer.Option(help="Table of slides (CSV), or a folder that holds a cohort.csv.", exists=True)
     ],
     out: Annotated[Path, typer.Option(help="Folder of the run. Give it again to go on where the run stopped.")],
-    preset: Annotated[str, typer.Option(help="default, literal, demo, tiny, or a TOML file.")] = "default",
+    preset: Annotated[str, typer.Option(help="default, literal, demo, tiny, ebhi-seg, or a TOML file.")] = "default",
     settings: Annotated[
         list[str] | None, typer.Argument(help="Single settings, for example end_to_end.patches=2000.")
     ] = None,

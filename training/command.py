@@ -1,7 +1,10 @@
 """`msamil train`: settings, slides, a folder, and then the stages, fold by fold."""
 
 import logging
-from collections.abc import Sequence
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from napari_msamil.errors import ReadError
@@ -11,6 +14,7 @@ from .cohort import read_cohort
 from .config import read_config
 from .distributed import process_group, rank
 from .evaluate import evaluate_fold, finish
+from .loop import StoppedError
 from .run import Run, begin
 from .stages import Fold, stages_of
 
@@ -37,7 +41,7 @@ def run_training(
     tune_allocator()
     config = read_config(preset, settings)
     table = read_cohort(cohort, files=not config.mil.features)
-    with process_group():
+    with _ended_by_a_sentence(), process_group():
         if rank() > 0:
             logging.getLogger("napari_msamil").setLevel(logging.WARNING)
         run = begin(config, table, out, command=command)
@@ -49,6 +53,21 @@ def run_training(
                 "machine.skip_bad_slides=true and another --out."
             ) from error
         return finish(run) if rank() == 0 else None
+
+
+@contextmanager
+def _ended_by_a_sentence() -> Iterator[None]:
+    """Ctrl-C and SIGTERM outside a stage's steps, in which the loop takes them, and a second one within."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may take signals
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise StoppedError("Training was stopped. The same command goes on from what was saved last.") from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _run_stages(run: Run, stages: Sequence[str]) -> None:

@@ -249,6 +249,11 @@ def explain(error: ValidationError) -> str:
     for item in error.errors(include_url=False):
         where = ".".join(str(key) for key in item["loc"])
         what = item["msg"].removeprefix("Value error, ")
+        if item["type"] == "extra_forbidden":
+            what = "there is no such setting"
+        elif item["type"] != "value_error":  # our own sentences name the value themselves
+            given = repr(item["input"])
+            what += f", got {given if len(given) < 60 else given[:56] + ' ...'}"
         parts.append(f"{where}: {what}" if where else what)
     return "; ".join(parts)
 

@@ -43,7 +43,7 @@ def test_presets_state_the_scales_of_the_design() -> None:
         ({"thresholds": {"lesion_fraction": (0.7, 0.7)}}, "lesion_fraction has 2 numbers for 3 scales"),
         ({"figures": {"auc": float("nan")}}, "figures must be plain finite JSON"),
         ({"figures": {"auc": object()}}, "figures must be plain finite JSON"),
-        ({"pacth_px": 512}, "pacth_px: Extra inputs are not permitted"),
+        ({"pacth_px": 512}, "pacth_px: there is no such setting"),
         ({"aggregator": {"dim": 256}}, "extractor gives 512 numbers per patch, the aggregator takes 256"),
         ({"aggregator": {"heads": 7}}, "dim 512 is not a multiple of heads 7"),
         ({"aggregator": {"gate_dim": 10}}, "gate_dim is 10: use 1 .* or 512"),

@@ -35,8 +35,8 @@ def test_single_settings_overrule_a_preset_and_leave_what_stands_beside_them() -
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        (["end_to_end.patchs=3"], "end_to_end.patchs: Extra inputs"),
-        (["end_to_end.patches=many"], "end_to_end.patches: Input should be a valid integer"),
+        (["end_to_end.patchs=3"], "end_to_end.patchs: there is no such setting"),
+        (["end_to_end.patches=many"], "unable to parse string as an integer, got 'many'"),
         (["end_to_end.patches=0"], "greater than or equal to 1"),
         (["segment.crop_px=100"], "multiple of 32"),
         (["segment.crop_px=2048"], "larger than thumbnail_px 1024"),

@@ -22,6 +22,7 @@ from napari_msamil.training import command, evaluate
 from napari_msamil.training.cohort import CohortError, read_cohort
 from napari_msamil.training.command import run_training
 from napari_msamil.training.datasets import synthetic
+from napari_msamil.training.loop import StoppedError
 from napari_msamil.training.run import RunError
 
 SETTINGS = ["model.thumbnail_px=128", "end_to_end.patches=6", "end_to_end.chunk=4", "machine.device=cpu"]
@@ -330,3 +331,14 @@ def test_a_place_where_no_folder_can_be_is_named(cohort: Path, tmp_path: Path, o
     with pytest.raises(RunError, match=f"cannot be made a run's folder, since .*file {what}"):
         train("all", cohort, tmp_path / out)
     assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_between_steps_ends_with_a_sentence_too(
+    cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    monkeypatch.setattr(command, "finish", lambda _: signal.raise_signal(number))
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(StoppedError, match=r"was stopped\. The same command goes on"):
+        train("segment", cohort, tmp_path / "run", "segment.epochs=1")
+    assert signal.getsignal(signal.SIGTERM) == before
