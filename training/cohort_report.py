@@ -216,7 +216,7 @@ def _limits(result: Mapping[str, Any]) -> Iterable[str]:
             f"That there are no errors: an interval of 1.000 to 1.000 ({', '.join(perfect)}) says that none was among "
             f"{count(pooled['patients'], 'patient')}."
         )
-    flat = [_NAMES[name] for name, ends in pooled["intervals"].items() if ends[0] == ends[1] != 1.0]
+    flat = [_NAMES[name] for name, ends in pooled["intervals"].items() if ends and ends[0] == ends[1] != 1]
     if flat:
         points.append(
             f"How sure the numbers are whose interval has no width ({', '.join(flat)}): every resample of "

@@ -24,6 +24,7 @@ from napari_msamil.slide.slide import open_slide
 
 from .cohort import CohortSlide
 from .distributed import mine, wait_for_all
+from .slides import identity
 
 Selection = Literal["lesion", "all", "random"]
 _log = logging.getLogger(__name__)
@@ -153,17 +154,6 @@ def bag_of_slide(
         name = one.path.name
         raise type(error)(str(error) if name in str(error) else f"{name}: {error}") from error
     return make_bag(features, table), {"fallback": fallback}
-
-
-def identity(path: Path) -> list[Any]:
-    """What tells a file from another, without reading all of it: name, size, and its first and last megabyte."""
-    size = path.stat().st_size
-    total = hashlib.sha256()
-    with path.open("rb") as file:
-        total.update(file.read(1 << 20))
-        file.seek(max(0, size - (1 << 20)))
-        total.update(file.read(1 << 20))
-    return [path.name, size, total.hexdigest()]
 
 
 def _is_made_from(file: Path, provenance: dict[str, Any]) -> bool:

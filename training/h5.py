@@ -22,7 +22,8 @@ from napari_msamil.models.bag import Bag
 
 from .cohort import CohortSlide
 from .distributed import gather, mine, rank
-from .features import StoredBags, identity
+from .features import StoredBags
+from .slides import identity
 
 _LISTED = 20  # faults written out; the rest are counted
 _TOLERANCE = 0.05  # relative, between the scale that a file states and the one that the settings say

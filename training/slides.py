@@ -1,5 +1,7 @@
 """The slides of a cohort as training sees them: thumbnails kept in a folder, patches read on the fly."""
 
+import hashlib
+import json
 import logging
 import os
 from collections import OrderedDict
@@ -82,9 +84,15 @@ class SlideStore:
             The rows that can be used.
 
         Raises:
-            CohortError: Names every slide that cannot be used.
+            CohortError: Names every slide that cannot be used, or that is not the file it was when the run began.
         """
         rows = list(rows)
+        changed = list(filter(None, gather([self._changed(row) for row in mine(rows)])))
+        if changed:
+            raise CohortError(
+                f"{', '.join(changed)}: slide or lesion file changed since this run looked at it. Give another --out, "
+                "or put the old files back."
+            )
         bar = tqdm(mine(rows), desc="slides", unit="slide", disable=None if rank() == 0 else True)
         faults = gather([self._fault(row, read_all=skip_bad) for row in bar])
         found = list(filter(None, faults))
@@ -114,6 +122,19 @@ class SlideStore:
             if fault:
                 _log.warning("left out: %s", fault)
         return fault
+
+    def _changed(self, row: int) -> str:
+        """The name of a slide that is not what was kept of it, or nothing."""
+        left_out = self._file(row).with_suffix(".txt")
+        if not self._file(row).exists() or (left_out.exists() and left_out.stat().st_size):
+            return ""
+        with np.load(self._file(row)) as kept:
+            known = kept.get("made_from")  # runs of earlier versions do not say
+        return "" if known is None or str(known) == self._made_from(row) else self.slides[row].path.name
+
+    def _made_from(self, row: int) -> str:
+        one = self.slides[row]
+        return json.dumps([identity(file) for file in (one.path, one.lesion) if file is not None and file.exists()])
 
     def _read_all(self, row: int) -> None:
         """Read each patch that touches tissue, at all scales, and forget it; whatever a stage draws is among them."""
@@ -213,7 +234,19 @@ class SlideStore:
             content["lesion"] = np.zeros(thumbnail.shape[:2], bool)
         elif one.lesion is not None:
             content["lesion"] = read_lesion(one.lesion, size, thumbnail.shape[:2])
+        content["made_from"] = self._made_from(row)
         write_atomically(self._file(row), lambda file: np.savez_compressed(file, **content))  # type: ignore[arg-type]
+
+
+def identity(path: Path) -> list[Any]:
+    """What tells a file from another, without reading all of it: name, size, and its first and last megabyte."""
+    size = path.stat().st_size
+    total = hashlib.sha256()
+    with path.open("rb") as file:
+        total.update(file.read(1 << 20))
+        file.seek(max(0, size - (1 << 20)))
+        total.update(file.read(1 << 20))
+    return [path.name, size, total.hexdigest()]
 
 
 def _kept(store: OrderedDict[int, Value], key: int, make: Callable[[], Value], limit: int) -> Value:

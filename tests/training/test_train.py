@@ -342,3 +342,16 @@ def test_a_signal_between_steps_ends_with_a_sentence_too(
     with pytest.raises(StoppedError, match=r"was stopped\. The same command goes on"):
         train("segment", cohort, tmp_path / "run", "segment.epochs=1")
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_lesion_file_that_changed_under_a_run_is_named(tmp_path: Path) -> None:
+    cohort = synthetic.write(tmp_path / "cohort", slides=12, size_px=512)
+    train("segment", cohort, tmp_path / "run", "segment.epochs=1")
+    train("segment", cohort, tmp_path / "run", "segment.epochs=1")  # nothing changed
+    parts = csv.DictReader((tmp_path / "run" / "splits.csv").read_text().splitlines())
+    learned = {row["slide"] for row in parts if row["fold 0"] == "training"}
+    lesion = next(one.lesion for one in read_cohort(cohort).slides if one.path.name in learned and one.lesion)
+    with lesion.open("ab") as file:
+        file.write(b"more")
+    with pytest.raises(CohortError, match=r"tif: slide or lesion file changed since this run looked at it"):
+        train("segment", cohort, tmp_path / "run", "segment.epochs=1")
