@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -290,11 +291,12 @@ def test_every_bad_input_is_refused_in_one_line_that_names_it_once(
 
 def test_a_table_of_slides_is_checked(slides: list[Path], tmp_path: Path) -> None:
     table = tmp_path / "cohort.csv"
-    rows = "".join(f"{slide},{'ab'[k]},p{k},{k}\n" for k, slide in enumerate(slides))
+    files = [*slides, *(shutil.copy(slide, slide.with_name(f"second {slide.name}")) for slide in slides)]
+    rows = "".join(f"{file},{'ab'[k % 2]},p{k},{k // 2}\n" for k, file in enumerate(files))
     table.write_text("slide,label,patient,fold\n" + rows, encoding="utf-8")
     done = runner.invoke(app, ["cohort", "check", str(table)])
     assert done.exit_code == 0, done.exception
-    assert "2 slides of 2 patients, classes a, b; no faults" in done.stdout
+    assert "4 slides of 4 patients, classes a, b; no faults" in done.stdout
     slides[0].write_bytes(b"no slide")
     done = runner.invoke(app, ["cohort", "check", str(table)])
     assert isinstance(done.exception, MsamilError)
