@@ -99,6 +99,11 @@ class Cohort:
         """Whether the table says in which fold each slide is tested."""
         return self.slides[0].fold is not None
 
+    @property
+    def no_lesion_known(self) -> bool:
+        """Whether the table tells of no slide where its lesion is, or that it has none."""
+        return not any(slide.lesion or slide.lesion_free for slide in self.slides)
+
     def targets(self) -> NDArray[np.int64]:
         """Index of each slide's class, (n,); where classes do not exclude each other, 0 and 1 for each, (n, C)."""
         if self.exclusive:

@@ -166,7 +166,7 @@ def model_name(run: Run) -> str:
 
 def _unknown_lesions(run: Run) -> list[str]:
     """Of a cohort in which nobody marked a lesion."""
-    if run.features or not run.no_lesion_known:
+    if run.features or not run.cohort.no_lesion_known:
         return []
     return [
         "Where lesions are: the table names none, so the segmenter is untrained, and whatever is called lesion patches "

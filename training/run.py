@@ -73,11 +73,6 @@ class Run:
     left_out: tuple[str, ...] = ()
 
     @property
-    def no_lesion_known(self) -> bool:
-        """Whether the table tells of no slide where its lesion is, or that it has none."""
-        return not any(slide.lesion or slide.lesion_free for slide in self.cohort.slides)
-
-    @property
     def bf16(self) -> bool:
         """Whether training computes in mixed precision: on a device that has such arithmetic."""
         return choose_device(self.device.name, cpu_precision="bf16").precision == "bf16"
@@ -129,7 +124,7 @@ def begin(config: Config, cohort: Cohort, folder: Path, *, command: str) -> Run:
         slides, width, files = features.look_at(cohort.slides, skip_bad=config.machine.skip_bad_slides)
         bad = tuple(slide.path.name for slide in cohort.slides if slide not in slides)
         cohort, card = replace(cohort, slides=tuple(slides)), aggregator_card(card, width, config.mil.features)
-    elif not any(slide.lesion or slide.lesion_free for slide in cohort.slides):
+    elif cohort.no_lesion_known:
         _log.warning("no slide has a known lesion: the segmenter stays untrained, and all tissue is looked at")
         card = _without_segmenter(card)
     run = Run(folder, config, cohort, card, device, command, features, files, bad)
