@@ -139,8 +139,7 @@ def classify(
     ] = 0.0,
 ) -> None:
     """Classify slide files; write class probabilities, lesion mask and attention maps of each. Research use only."""
-    from napari_msamil.inference.classify import Request, open_model
-    from napari_msamil.inference.engine import choose_device
+    from napari_msamil.inference.classify import Request, open_model, ready_model
     from napari_msamil.inference.geojson import read_polygons
 
     _refuse_same_names(slides)
@@ -148,9 +147,8 @@ def classify(
         polygons = read_polygons(region) if region else None
     with _value_of("--model"):
         loaded = open_model(model)
-    if device not in (DeviceName.AUTO, DeviceName.CPU):  # which are always there
-        with _value_of("--device"):
-            choose_device(device.value)
+    with _value_of("--device"):
+        loaded, _ = ready_model(loaded, device.value)
     failed: list[tuple[Path, str]] = []
     for slide in slides:
         request = Request(slide, loaded, mpp, device.value, polygons, max_read_errors=max_read_errors)

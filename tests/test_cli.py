@@ -64,14 +64,23 @@ def test_classify_writes_a_folder_per_slide_and_exits_0(slides: list[Path], mode
 def test_weak_evidence_is_said_on_the_line_of_the_class(slides: list[Path], tmp_path: Path) -> None:
     card = preset_card("demo", classes=["benign", "malignant"], patch_px=64, thumbnail_px=128)
     headlines = []
-    for lowest in (0.0, 1.0):  # a probability above which a pixel is lesion: all of them, none of them
+    for lowest in (0.0, 0.9999, 1.0):  # above it a pixel is lesion: all of them, none, and none by design
         limits = Thresholds(lesion_probability=lowest)
         model = tmp_path / f"{lowest}.safetensors"
         save_model(build_model(card.model_copy(update={"thresholds": limits}), seed=1), model)
         given = ["classify", str(slides[0]), "--out", str(tmp_path / f"{lowest}"), "--model", str(model)]
-        headlines.append(runner.invoke(app, given).stdout.splitlines()[0])
+        said = runner.invoke(app, given).stdout
+        headlines.append(said.splitlines()[0])
     assert "weak evidence" not in headlines[0]
     assert headlines[1].endswith("%), weak evidence: no lesion found - research use only")
+    assert headlines[2].endswith("%) - research use only")  # a model without a segmenter, by its card
+    assert "note: the model was trained without marked lesions: it looks at all tissue" in said
+    facts = json.loads((tmp_path / "1.0" / "one" / "prediction.json").read_text())
+    assert facts["lesion_area_mm2"] is None
+    assert facts["fallback"] is None
+    shown = " ".join(runner.invoke(app, ["model", "show", str(model)]).stdout.split())
+    assert "read where 50% is tissue" in shown
+    assert "not looked for: trained without marked lesions" in shown
 
 
 def test_one_bad_slide_stops_nothing_and_is_listed_last_with_its_reason(

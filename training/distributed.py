@@ -87,6 +87,25 @@ def sum_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
             dist.all_reduce(parameter.grad)
 
 
+def average_statistics(modules: Iterable[torch.nn.Module]) -> None:
+    """Make the running statistics of batch norm those of all processes, each of which saw its own share."""
+    if world() == 1:
+        return
+    learning = [
+        part
+        for module in modules
+        for part in module.modules()
+        if isinstance(part, torch.nn.modules.batchnorm._BatchNorm) and part.training
+    ]
+    buffers = [b for part in learning for b in (part.running_mean, part.running_var) if b is not None]
+    if buffers:
+        together = torch.cat([b.flatten() for b in buffers])
+        dist.all_reduce(together)
+        means = torch.split(together / world(), [b.numel() for b in buffers])
+        for buffer, mean in zip(buffers, means, strict=True):
+            buffer.copy_(mean.view_as(buffer))
+
+
 def total(value: float) -> float:
     """A number added up over all processes."""
     if world() == 1:

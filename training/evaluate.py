@@ -40,6 +40,7 @@ def evaluate_fold(fold: Fold) -> None:
     fold.take_over(stages_of(run)[:-1])  # raises unless all of them are over
     model = fold.model.eval()
     rows = fold.tested()
+    _log.info("fold %d: testing on %d slides", fold.number, len(rows))
     before = None
     if "end-to-end" in stages_of(run):
         fold.take_over(("end-to-end",))

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -10,7 +9,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from napari_msamil import __version__
 from napari_msamil.errors import MissingMppError, MsamilError
@@ -24,10 +22,10 @@ from napari_msamil.slide.slide import open_slide
 
 from .cohort import CohortSlide
 from .distributed import mine, wait_for_all
+from .log import progress
 from .slides import identity
 
 Selection = Literal["lesion", "all", "random"]
-_log = logging.getLogger(__name__)
 
 
 class StoredBags(Sequence[Bag]):
@@ -89,10 +87,9 @@ def extract_bags(
     """
     files = [folder / f"{row:05d}.pt" for row in rows]
     made_by = digest(model)
-    fast = model.for_inference()
-    todo = list(mine(list(zip(rows, files, strict=True))))
-    for row, file in tqdm(todo, desc=f"features ({selection})", unit="slide", disable=None):
-        provenance = {
+
+    def provenance(row: int) -> dict[str, Any]:
+        return {
             "program": __version__,
             "model": made_by,
             "slide": identity(slides[row].path),
@@ -100,14 +97,17 @@ def extract_bags(
             "precision": device.precision,
             "selection": [selection, random, seed, row] if selection == "random" else [selection],
         }
-        if not _is_made_from(file, provenance):
-            began = time.monotonic()
-            bag, facts = bag_of_slide(
-                fast, slides[row], device=device, selection=selection, random=random, seed=[seed, 41, row]
-            )
-            facts["seconds"] = round(time.monotonic() - began, 3)
-            save_bag(bag, file, provenance=provenance | facts)
-            _log.debug("%s: %d patches", slides[row].path.name, len(bag))
+
+    share = mine(list(zip(rows, files, strict=True)))
+    todo = [(row, file) for row, file in share if not _is_made_from(file, provenance(row))]
+    fast = model.for_inference() if todo else model
+    for row, file in progress(todo, f"features ({selection})", "slides"):
+        began = time.monotonic()
+        bag, facts = bag_of_slide(
+            fast, slides[row], device=device, selection=selection, random=random, seed=[seed, 41, row]
+        )
+        facts["seconds"] = round(time.monotonic() - began, 3)
+        save_bag(bag, file, provenance=provenance(row) | facts)
     wait_for_all()
     return StoredBags(files)
 
@@ -124,7 +124,7 @@ def bag_of_slide(
     """Algorithm 1 up to the bag, as `classify` does it; see `extract_bags`.
 
     Returns:
-        The bag, and what else there is to say of it: whether the fallback was used, and how many patches were left out.
+        The bag, and what else there is to say of it: whether the fallback was used, and by what the slide was read.
     """
     try:
         with open_slide(one.path, one.mpp) as slide:
@@ -153,7 +153,7 @@ def bag_of_slide(
     except MsamilError as error:
         name = one.path.name
         raise type(error)(str(error) if name in str(error) else f"{name}: {error}") from error
-    return make_bag(features, table), {"fallback": fallback}
+    return make_bag(features, table), {"fallback": fallback, "reader": slide.backend}
 
 
 def _is_made_from(file: Path, provenance: dict[str, Any]) -> bool:

@@ -3,12 +3,19 @@
 import csv
 import json
 import logging
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
+
+from tqdm import tqdm
 
 from napari_msamil.errors import MsamilError
 
 COLUMNS = ("stage", "step", "steps", "loss", "score", "best_score", "best_step", "gradient", "rate", "seconds")
+TELL_SECONDS = 30.0
+"""Between lines that say how far the work is, where there is no terminal for a bar."""
+Item = TypeVar("Item")
 _log = logging.getLogger(__name__)
 
 
@@ -65,6 +72,20 @@ class Log:
             writer = csv.DictWriter(file, COLUMNS)
             writer.writeheader()
             writer.writerows(self._lines)
+
+
+def progress(items: Sequence[Item], what: str, unit: str, *, tell: bool = True) -> Iterator[Item]:
+    """Items one by one: with a bar on a terminal, elsewhere with a line in the log every half minute."""
+    bar = tqdm(items, desc=what, unit=unit, disable=None if tell else True)
+    if not bar.disable:
+        yield from bar
+        return
+    told = time.monotonic()
+    for done, item in enumerate(items, start=1):
+        yield item
+        if tell and time.monotonic() - told >= TELL_SECONDS:
+            told = time.monotonic()
+            _log.info("%s: %d of %d %s", what, done, len(items), unit)
 
 
 def _read(file: Path) -> list[dict[str, Any]]:

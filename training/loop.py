@@ -24,8 +24,8 @@ from tqdm import tqdm
 from napari_msamil.errors import MsamilError
 
 from .checkpoint import CheckpointError, load_checkpoint, put_back, save_checkpoint, weights_of
-from .distributed import all_parameters, rank, sum_gradients, total, wait_for_all
-from .log import Log
+from .distributed import all_parameters, average_statistics, rank, sum_gradients, total, wait_for_all
+from .log import TELL_SECONDS, Log
 
 __all__ = ["CheckpointError", "DivergedError", "Plan", "State", "StoppedError", "train"]
 
@@ -135,7 +135,7 @@ def train(
         state = State(**found)
         _log.info("%s: resumed at step %d of %d", plan.name, state.step, plan.steps)
     first = rank() == 0
-    saved = time.monotonic()
+    saved = told = time.monotonic()
     started = saved - state.seconds
 
     def save() -> None:
@@ -163,6 +163,7 @@ def train(
                 )
             sum_gradients(all_parameters(modules.values()))
             gradient = float(nn.utils.clip_grad_norm_(all_parameters(modules.values()), plan.clip))
+            average_statistics(modules.values())
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
             state.step += 1
@@ -174,6 +175,9 @@ def train(
             if value is not None and value >= state.best_score:
                 state.best_score, state.best_step, best = value, state.step, weights_of(modules)
             state.seconds = time.monotonic() - started
+            if bar.disable and (time.monotonic() - told >= TELL_SECONDS or state.step == plan.steps):
+                told = time.monotonic()
+                _tell(plan, state)
             if log and (scored or state.step % max(1, plan.score_every // _NOTES_A_SCORE) == 0):
                 facts = asdict(state) | {"best_score": state.best_score if state.best_step else None}
                 log.note(**facts, steps=plan.steps, score=value, gradient=gradient, rate=rate)
@@ -190,6 +194,13 @@ def train(
                 return state
     put_back(modules, best)
     return state
+
+
+def _tell(plan: Plan, state: State) -> None:
+    """A line in the log for those who see no bar."""
+    best = f", best score {state.best_score:.4f} at step {state.best_step}" if state.best_step else ""
+    left = state.seconds / state.step * (plan.steps - state.step)
+    _log.info("%s: step %d of %d, loss %.3f%s, %.0f s left", plan.name, state.step, plan.steps, state.loss, best, left)
 
 
 @contextmanager

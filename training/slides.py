@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 
 from napari_msamil.errors import MissingMppError, MsamilError, ReadError
 from napari_msamil.files import write_atomically
@@ -31,6 +30,7 @@ from napari_msamil.slide.slide import Slide, open_slide
 from .annotations import read_lesion
 from .cohort import CohortError, CohortSlide
 from .distributed import gather, mine, rank
+from .log import progress
 
 Value = TypeVar("Value")
 _OPEN_SLIDES, _TABLES = 8, 256  # kept at a time in each process; a slide keeps decoded tiles
@@ -93,8 +93,8 @@ class SlideStore:
                 f"{', '.join(changed)}: slide or lesion file changed since this run looked at it. Give another --out, "
                 "or put the old files back."
             )
-        bar = tqdm(mine(rows), desc="slides", unit="slide", disable=None if rank() == 0 else True)
-        faults = gather([self._fault(row, read_all=skip_bad) for row in bar])
+        share = progress(mine(rows), "looking at slides", "slides", tell=rank() == 0)
+        faults = gather([self._fault(row, read_all=skip_bad) for row in share])
         found = list(filter(None, faults))
         if found and not skip_bad:
             raise CohortError(

@@ -73,11 +73,13 @@ def candidate_table(
 
 
 def choose_patches(table: PatchTable, card: Card) -> Selection:
-    """The patches that a model reads, by the thresholds on its card."""
-    return select_rows(
+    """The patches that a model reads, by its card; that of a model without a segmenter is no fallback."""
+    selection = select_rows(
         table,
         lesion_threshold=card.thresholds.lesion_fraction,
         tissue_threshold=card.thresholds.tissue_fraction,
         on_empty=card.on_empty.policy,
         k=card.on_empty.k,
     )
+    by_design = not card.finds_lesion and selection.rows.size > 0
+    return Selection(selection.rows, None) if by_design else selection

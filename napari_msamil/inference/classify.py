@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
+    from napari_msamil.models.card import Card
     from napari_msamil.models.model import Model
 
 
@@ -39,7 +40,8 @@ class Request:
 
     Attributes:
         slide: slide file.
-        model: "demo", a model file, or a loaded model, which saves loading it for every slide.
+        model: "demo", a model file, a loaded model, or what `ready_model` made of it for the same device: the last
+            saves the most for every slide.
         mpp: µm per level-0 px, one number or (x, y), where the slide does not say, or says it wrongly.
         device: "auto", "cpu", "cuda", "cuda:1" or "mps".
         region: look only inside these polygons (level-0 px); None is the whole slide.
@@ -129,9 +131,7 @@ def classify_steps(request: Request) -> Generator[Progress, None, Prediction]:
         file = slide.path.stat()
         if slide.mpp is None:
             raise MissingMppError(f"{slide.mpp_missing} Give the true value.")
-        model = open_model(request.model)
-        device = choose_device(request.device, cpu_precision=model.card.cpu_precision)
-        model = model.to(device.name).for_inference(bf16=device.name == "cpu" and device.precision == "bf16")
+        model, device = ready_model(request.model, request.device)
         clock.lap("open")
 
         yield Progress("lesion mask", 0, 1)
@@ -175,16 +175,36 @@ def classify_steps(request: Request) -> Generator[Progress, None, Prediction]:
             lesion_mask=lesion.astype(np.uint8),
             tissue_mask=tissue.astype(np.uint8),
             lesion_label=card.lesion_label,
+            finds_lesion=card.finds_lesion,
             intended_use=card.intended_use,
             fallback=selection.fallback,
             region=request.region,
-            notes=slide.warnings + _notes(request, len(table), len(errors)),
+            notes=slide.warnings + _notes(request, card, len(table), len(errors)),
             device=device.name,
             device_reason=device.reason,
             precision=device.precision,
             seconds=clock.report(),
             versions=_versions(),
         )
+
+
+def ready_model(model: str | Path | Model, device: str) -> tuple[Model, Device]:
+    """A model as `classify_steps` uses it, and where it will run; given to several requests it is made ready once.
+
+    Args:
+        model: As in a `Request`. What this function gave before is returned as it is.
+        device: As in a `Request`.
+
+    Raises:
+        ModelFileError, MsamilError: The file or the device cannot be used.
+    """
+    opened = open_model(model)
+    chosen = choose_device(device, cpu_precision=opened.card.cpu_precision)
+    if opened.folded:
+        if opened.device.type != chosen.name.split(":")[0]:
+            raise MsamilError(f"This model was made ready for {opened.device}, not for {chosen.name}: give its device.")
+        return opened, chosen
+    return opened.for_inference(chosen.name, bf16=chosen.name == "cpu" and chosen.precision == "bf16"), chosen
 
 
 def open_model(model: str | Path | Model, *, aggregator_alone: bool = False) -> Model:
@@ -213,14 +233,16 @@ def _nothing(request: Request, table: PatchTable, selection: Selection) -> str:
             )
         return f"{selection.fallback}; there is nothing to classify. Check that it shows tissue, and its µm per pixel."
     return (
-        f"the region is too small, or holds too little tissue: it does not fill half of any patch, and the smallest "
-        f"patches are {smallest:.0f} µm wide. Draw it larger, or on tissue."
+        f"the region is too small, or holds too little tissue: {selection.fallback}, and the smallest patches are "
+        f"{smallest:.0f} µm wide. Draw it larger, or on tissue."
     )
 
 
-def _notes(request: Request, patches: int, unread: int) -> tuple[str, ...]:
+def _notes(request: Request, card: Card, patches: int, unread: int) -> tuple[str, ...]:
     """What a reader of the result should know about how it came about."""
     notes = []
+    if not card.finds_lesion:
+        notes.append("the model was trained without marked lesions: it looks at all tissue and draws no lesion mask")
     if unread:
         notes.append(f"{unread} of {patches} patches could not be read and were left out")
     if request.region is not None:

@@ -37,6 +37,8 @@ def find_masks(slide: Slide, model: Model, device: Device) -> tuple[NDArray[np.b
     card = model.card
     thumbnail = read_thumbnail(slide, card)
     tissue = tissue_mask(thumbnail)
+    if not card.finds_lesion:
+        return tissue, np.zeros_like(tissue)
     square = on_square(thumbnail, card.thumbnail_px, slide.background)
     segment = BatchRunner(lambda pixels: model.segment(pixels.to(device.name)), 1)
     with torch.inference_mode(), autocast(device):

@@ -106,7 +106,7 @@ def _foot(prediction: Prediction, width_px: int) -> list[str]:
     counts = ", ".join(
         f"{int((prediction.table.scale == i).sum())} at {s.name}" for i, s in enumerate(prediction.table.scales)
     )
-    areas = f"Lesion {prediction.lesion_area_mm2:.2f} mm², tissue {prediction.tissue_area_mm2:.2f} mm²."
+    areas = f"Lesion {prediction.lesion_area}, tissue {prediction.tissue_area_mm2:.3g} mm²."
     notes = [f"Note: {text}." for text in (prediction.fallback, *prediction.notes) if text]
     columns = (width_px - _KEY_PX) // 8
     reading = [prediction.how_to_read] if prediction.how_to_read else []
@@ -147,6 +147,8 @@ def round_length(longest: float) -> float:
 
 def _no_lesion(prediction: Prediction, size: tuple[int, int]) -> str:
     """Why the lesion panel shows no lesion; empty where it shows one."""
+    if not prediction.finds_lesion:
+        return "Not looked for by this model"
     if not prediction.lesion_mask.any():
         return f"No lesion above threshold{' in the region' if prediction.region else ''}"
     return "" if _shown_mask(prediction, size).any() else "Lesion too small to be seen here"

@@ -63,6 +63,7 @@ class Prediction:
         read_errors: reason by row of the table.
         lesion_mask, tissue_mask: (h, w) uint8 of 0 and 1, stretched over the whole slide.
         lesion_label: what the lesion mask outlines, from the model's card.
+        finds_lesion: whether the model looks for lesion; if not, the lesion mask is empty and says nothing.
         intended_use: what the model is for and what not, from its card.
         region: the polygons that were looked at, level-0 px; None is the whole slide.
         fallback: what was done because no patch passed the lesion filter, else None.
@@ -93,6 +94,7 @@ class Prediction:
     lesion_mask: NDArray[np.uint8]
     tissue_mask: NDArray[np.uint8]
     lesion_label: str
+    finds_lesion: bool
     intended_use: str
     region: tuple[Polygon, ...] | None
     fallback: str | None
@@ -153,9 +155,15 @@ class Prediction:
         return ", ".join(filter(None, reasons)) or None
 
     @property
-    def lesion_area_mm2(self) -> float:
-        """Area of the lesion mask in mm²."""
-        return self._area_mm2(self.lesion_mask)
+    def lesion_area_mm2(self) -> float | None:
+        """Area of the lesion mask in mm²; None where the model does not look for lesion."""
+        return self._area_mm2(self.lesion_mask) if self.finds_lesion else None
+
+    @property
+    def lesion_area(self) -> str:
+        """The same for people."""
+        area = self.lesion_area_mm2
+        return "not looked for" if area is None else f"{area:.3g} mm²"
 
     @property
     def tissue_area_mm2(self) -> float:
@@ -177,7 +185,9 @@ class Prediction:
         return rows[order][:count].astype(np.int64)
 
     def attention_in_lesion(self, scale: int) -> float:
-        """Share of one scale's attention that lies on lesion mask, 0..1; NaN where the scale has no patch."""
+        """Share of one scale's attention that lies on lesion mask, 0..1; NaN without a patch, or lesion looked for."""
+        if not self.finds_lesion:
+            return float("nan")
         rows = np.flatnonzero((self.table.scale == scale) & np.isfinite(self.attention))
         a = self.attention[rows].astype(np.float64)
         return float((a * self.table.lesion[rows]).sum() / a.sum()) if a.sum() > 0 else float("nan")
@@ -226,7 +236,7 @@ class Prediction:
             "probabilities": {c: float(p) for c, p in zip(self.classes, self.probabilities, strict=True)},
             "scales": scales,
             "region": None if self.region is None else multipolygon(self.region),
-            "lesion_area_mm2": round(self.lesion_area_mm2, 6),
+            "lesion_area_mm2": None if self.lesion_area_mm2 is None else round(self.lesion_area_mm2, 6),
             "tissue_area_mm2": round(self.tissue_area_mm2, 6),
             "fallback": self.fallback,
             "notes": list(self.notes),

@@ -41,7 +41,7 @@ class Thresholds(Frozen):
     """Limits of the patch selection.
 
     Attributes:
-        lesion_probability: A thumbnail pixel above it is lesion.
+        lesion_probability: A thumbnail pixel above it is lesion; 1: nothing is, for want of a trained segmenter.
         lesion_fraction: A patch with more lesion area than this is looked at; one number, or one per scale.
         tissue_fraction: A patch with at least this much tissue area counts as tissue.
     """
@@ -139,6 +139,11 @@ class Card(Frozen):
     def method(self) -> str:
         """Name of the multiple-instance method, e.g. "msamil"."""
         return self.aggregator.method
+
+    @property
+    def finds_lesion(self) -> bool:
+        """Whether there is a trained segmenter: one that learned from no mask is never surer than certain."""
+        return self.thresholds.lesion_probability < 1
 
     @field_validator("classes")
     @classmethod

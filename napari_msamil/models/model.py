@@ -121,19 +121,20 @@ class Model(nn.Module):
             )
         return output
 
-    def for_inference(self, *, bf16: bool = False) -> Model:
+    def for_inference(self, device: str | None = None, *, bf16: bool = False) -> Model:
         """A copy that computes the same faster: evaluation mode, no gradients, BatchNorm folded into convolutions.
 
         On a CPU activations go into the convolutions too, and channel gates into weights (`fuse_for_cpu`).
 
         Args:
+            device: Where the copy is to be; None is where this model is.
             bf16: Whether segmenter and extractor compute in bfloat16; what they return is float32 all the same, and
                 the aggregator stays in full precision.
         """
-        example = torch.zeros(1, 3, 64, 64, device=self.device).to(memory_format=torch.channels_last)
-        example += torch.linspace(-2, 2, 64, device=self.device)
-        model = copy.deepcopy(self).eval().requires_grad_(False)
-        fuse = self.device.type == "cpu" and can_fuse(torch.bfloat16 if bf16 else torch.float32)
+        model = copy.deepcopy(self).to(device).eval().requires_grad_(False)
+        example = torch.zeros(1, 3, 64, 64, device=model.device).to(memory_format=torch.channels_last)
+        example += torch.linspace(-2, 2, 64, device=model.device)
+        fuse = model.device.type == "cpu" and can_fuse(torch.bfloat16 if bf16 else torch.float32)
         fold_batchnorm(model.segmenter.net, example)
         if fuse:
             fuse_for_cpu(model.segmenter.net, example)

@@ -227,7 +227,7 @@ def facts(prediction: Prediction) -> str:
         *([prediction.how_to_read] if prediction.how_to_read else []),
         f"Looked at: {_where(prediction)}",
         f"Patches: {counts}",
-        f"{prediction.lesion_label.capitalize()}: {prediction.lesion_area_mm2:.3g} mm²",
+        f"{prediction.lesion_label.capitalize()}: {prediction.lesion_area}",
         f"Tissue: {prediction.tissue_area_mm2:.3g} mm²",
         f"Device: {prediction.device}, {prediction.precision} ({prediction.device_reason})",
         f"Time: {prediction.seconds['total']:.1f} s",

@@ -47,6 +47,19 @@ with process_group():
         torch.save([p.grad for p in parameters], sys.argv[2])
 """
 
+STATISTICS = """
+import sys, torch
+from torch import nn
+from napari_msamil.training.distributed import average_statistics, process_group, rank
+
+with process_group():
+    learning, frozen = nn.BatchNorm2d(2), nn.BatchNorm2d(2).eval()
+    frozen.running_mean.fill_(rank())
+    learning(torch.full((3, 2, 4, 4), 10.0 * rank()))
+    average_statistics([learning, frozen])
+    torch.save([learning.running_mean, frozen.running_mean], f"{sys.argv[1]}/{rank()}.pt")
+"""
+
 
 def run(processes: int, *arguments: str) -> None:
     """A program in one process, or in several that torchrun starts."""
@@ -70,6 +83,16 @@ def test_the_two_pass_gradient_of_two_processes_is_the_full_graphs_of_one(tmp_pa
     for whole, single, double in zip(full, one, two, strict=True):
         assert (single - whole).norm() <= 1e-10 * whole.norm()
         assert (double - whole).norm() <= 1e-10 * whole.norm()
+
+
+def test_statistics_of_batch_norm_are_those_of_all_processes(tmp_path: Path) -> None:
+    program = tmp_path / "statistics.py"
+    program.write_text(STATISTICS)
+    run(2, str(program), str(tmp_path))
+    for rank in (0, 1):
+        learning, frozen = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        torch.testing.assert_close(learning, torch.full((2,), 0.5))  # momentum 0.1 towards 0 and towards 10
+        torch.testing.assert_close(frozen, torch.full((2,), float(rank)))
 
 
 def test_two_processes_train_and_score_as_one_does(tmp_path: Path) -> None:
