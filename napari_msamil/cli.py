@@ -17,7 +17,7 @@ import typer
 
 from napari_msamil import __version__
 from napari_msamil.cli_model import model_app
-from napari_msamil.cli_training import cohort_app, train
+from napari_msamil.cli_training import cohort_app, settings, train
 from napari_msamil.errors import MissingMppError, MsamilError, ResultExistsError, UnreadablePatchesError
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ app = typer.Typer(
 app.add_typer(model_app, name="model")
 app.add_typer(cohort_app, name="cohort")
 app.command()(train)
+app.command()(settings)
 
 
 class DeviceName(StrEnum):

@@ -130,3 +130,13 @@ def train(
     )
     if model is not None:
         print(f"{out / 'report.md'}: the figures\n{model}: the weights - research use only")
+
+
+def settings(
+    preset: Annotated[str, typer.Argument(help="default, literal, demo, tiny, ebhi-seg, or a TOML file.")] = "default",
+) -> None:
+    """Print all settings of a preset as TOML, each with what it means: to be saved, changed, and given to --preset."""
+    from napari_msamil.training.config import read_config
+    from napari_msamil.training.settings import explained_toml
+
+    print(explained_toml(read_config(preset)), end="")

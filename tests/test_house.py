@@ -7,8 +7,12 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
+
+from napari_msamil.cli import app
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = "napari_msamil"
@@ -99,3 +103,22 @@ assert not heavy, heavy
 
 def test_the_shipped_resources_stay_below_20_mb() -> None:
     assert sum(p.stat().st_size for p in (ROOT / "resources").iterdir() if p.is_file()) < 20e6
+
+
+def test_the_readme_names_every_command_and_option() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    reference = text.partition("## On the command line")[2].partition("```\n")[2].partition("```")[0]
+    said = {" ".join(entry.split()) for entry in reference.split("msamil ")}
+    for name, command in _commands(typer.main.get_command(app)):
+        [entry] = [text for text in said if f"{text} ".startswith(f"{name} ")]
+        for option in command.params:
+            if isinstance(option, typer.core.TyperOption):
+                assert option.opts[0] in entry, f"README: msamil {name} lacks {option.opts[0]}"
+
+
+def _commands(command: Any) -> list[tuple[str, Any]]:
+    """Name, as typed, and command of everything below a command."""
+    inner = getattr(command, "commands", {})
+    return [(f"{name} {under}".strip(), one) for name, child in inner.items() for under, one in _commands(child)] or [
+        ("", command)
+    ]

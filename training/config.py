@@ -18,17 +18,20 @@ from napari_msamil.models.card import Card, explain, preset_card
 from napari_msamil.models.configs import Frozen
 
 _PRESET = re.compile(r"train-[a-z-]+\.toml").fullmatch
-_TEXT_OF_CARD = (
+FROM_THE_RUN = (
     "classes",
     "exclusive",
     "preset",
     "format",
+    "features",
+    "temperature",
     "figures",
     "command",
     "created",
     "dataset",
     "cpu_precision",
 )
+"""Fields of a model's card that nobody sets: a run fills them in."""
 
 
 class ConfigError(MsamilError):
@@ -226,7 +229,7 @@ class Config(Frozen):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> "Config":
-        given = [name for name in _TEXT_OF_CARD if name in self.model]
+        given = [name for name in FROM_THE_RUN if name in self.model]
         if given:
             raise ValueError(f"model.{given[0]} follows from the run and cannot be set")
         card = self.card(("a", "b"))  # raises where preset or model are wrong
@@ -281,7 +284,9 @@ def read_config(preset: str, settings: Sequence[str] = ()) -> Config:
     try:
         return Config.model_validate(content)
     except ValidationError as error:
-        raise ConfigError(f"{preset}: these settings cannot be used: {explain(error)}.") from error
+        unknown = any(fault["type"] == "extra_forbidden" for fault in error.errors())
+        where = f" `msamil settings {preset}` prints all there are." if unknown else ""
+        raise ConfigError(f"{preset}: these settings cannot be used: {explain(error)}.{where}") from error
     except ValueError as error:
         raise ConfigError(f"{preset}: these settings cannot be used: {error}.") from error
 

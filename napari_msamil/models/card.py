@@ -21,7 +21,12 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class Normalisation(Frozen):
-    """Colour statistics (R, G, B) of pixels in 0..1: a net sees `(pixel / 255 - mean) / std`."""
+    """Colour statistics of pixels in 0..1: a net sees `(pixel / 255 - mean) / std`.
+
+    Attributes:
+        mean: Of red, green and blue.
+        std: Their standard deviations, above 0.
+    """
 
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD

@@ -76,6 +76,7 @@ class MsaMilConfig(Frozen):
     """MsaMIL-Net's aggregator (IAAM): low-rank self-attention over the bag, then learned queries.
 
     Attributes:
+        method: Name of the method.
         dim: Width of features and queries; equals the extractor's `out_dim`.
         heads: Heads of the self-attention (MHE).
         rank: Width of one head's queries and keys.

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from napari_msamil.training.config import Config, ConfigError, differences, read_config
+from napari_msamil.training.settings import explained_toml
 
 
 @pytest.mark.parametrize("preset", ["default", "literal", "demo", "tiny", "ebhi-seg"])
@@ -13,6 +14,23 @@ def test_every_preset_is_valid_and_reads_back_as_it_was_written(preset: str) -> 
     config = read_config(preset)
     assert Config.model_validate(tomllib.loads(config.to_toml())) == config
     assert config.card(("a", "b")).classes == ("a", "b")
+
+
+@pytest.mark.parametrize("preset", ["default", "literal", "demo", "tiny", "ebhi-seg"])
+def test_all_settings_are_printed_with_what_they_mean_and_read_back(preset: str, tmp_path: Path) -> None:
+    config = read_config(preset)
+    file = tmp_path / "mine.toml"
+    file.write_text(explained_toml(config), encoding="utf-8")
+    again = read_config(str(file))
+    assert again.card(("a", "b")) == config.card(("a", "b"))
+    assert again.model_copy(update={"model": {}}) == config.model_copy(update={"model": {}})
+    lines = file.read_text(encoding="utf-8").splitlines()
+    at = lines.index("[end_to_end]")
+    assert lines[at - 1] == '# Stage "end-to-end": extractor and aggregator together.'
+    assert lines[at + 1].startswith("# Passes over the training slides; 0 leaves the stage out")
+    assert "# reuse is not set" in lines
+    keys = [number for number, line in enumerate(lines) if " = " in line and not line.startswith("#")]
+    assert all(lines[number - 1].startswith("# ") for number in keys)
 
 
 def test_the_default_is_what_the_paper_says() -> None:
@@ -35,7 +53,10 @@ def test_single_settings_overrule_a_preset_and_leave_what_stands_beside_them() -
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        (["end_to_end.patchs=3"], "end_to_end.patchs: there is no such setting"),
+        (
+            ["end_to_end.patchs=3"],
+            "there is no such setting. `msamil settings demo` prints all",
+        ),
         (["end_to_end.patches=many"], "unable to parse string as an integer, got 'many'"),
         (["end_to_end.patches=0"], "greater than or equal to 1"),
         (["segment.crop_px=100"], "multiple of 32"),
