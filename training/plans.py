@@ -19,6 +19,11 @@ _AFTER = {
     "mil": ("evaluate",),
 }
 """Settings that a stage does not depend on, for they are of later ones."""
+_OF_THUMBNAILS: Any = {
+    **dict.fromkeys(("segmenter", "thumbnail_px", "resize", "normalisation"), True),
+    "thresholds": {"lesion_probability"},
+}
+"""What stage segment uses of the card; other networks may stand on the same segmenter."""
 
 
 def plan_of(stage: str, run: Run, training: Sequence[int], held: Sequence[int]) -> Plan:
@@ -46,7 +51,8 @@ def plan_of(stage: str, run: Run, training: Sequence[int], held: Sequence[int]) 
         score_every = math.ceil(len(training) / config.mil.batch)
         steps, rate = config.mil.epochs * score_every, config.mil.learning_rate
         patience, weight_decay = config.mil.patience, config.mil.weight_decay
-    made_from = [_settings_of(stage, config), run.card.to_json(), list(training), list(held), run.feature_files]
+    card = run.card.model_dump(mode="json", include=_OF_THUMBNAILS if stage == "segment" else None)
+    made_from = [_settings_of(stage, config), card, list(training), list(held), run.feature_files]
     return Plan(
         stage,
         steps,
@@ -62,7 +68,8 @@ def plan_of(stage: str, run: Run, training: Sequence[int], held: Sequence[int]) 
 
 def _settings_of(stage: str, config: Config) -> dict[str, Any]:
     """What a stage depends on, the rows it learns from aside; another run in which it is equal may lend its result."""
-    settings = {key: value for key, value in config.fixed().items() if key not in ("run_folds", *_AFTER[stage])}
+    aside = ("preset", "model", "run_folds", *_AFTER[stage])  # of the first two the card tells
+    settings = {key: value for key, value in config.fixed().items() if key not in aside}
     if stage == "pretrain":
         settings |= {key: getattr(config.end_to_end, key) for key in ("start", "precision", "sample")}
     return settings

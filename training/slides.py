@@ -87,7 +87,7 @@ class SlideStore:
             CohortError: Names every slide that cannot be used, or that is not the file it was when the run began.
         """
         rows = list(rows)
-        changed = list(filter(None, gather([self._changed(row) for row in mine(rows)])))
+        changed = list(filter(None, gather([self.changed(row) for row in mine(rows)])))
         if changed:
             raise CohortError(
                 f"{', '.join(changed)}: slide or lesion file changed since this run looked at it. Give another --out, "
@@ -123,7 +123,7 @@ class SlideStore:
                 _log.warning("left out: %s", fault)
         return fault
 
-    def _changed(self, row: int) -> str:
+    def changed(self, row: int) -> str:
         """The name of a slide that is not what was kept of it, or nothing."""
         left_out = self._file(row).with_suffix(".txt")
         if not self._file(row).exists() or (left_out.exists() and left_out.stat().st_size):

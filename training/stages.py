@@ -31,6 +31,7 @@ from .slides import SlideStore
 
 STAGES = ("segment", "pretrain", "end-to-end", "extract", "mil", "evaluate")
 _SCORES = {"segment": "lesion IoU", "pretrain": "negative cross-entropy"}  # of the others it is the validation AUC
+THUMBNAILS = "thumbnails"
 _log = logging.getLogger(__name__)
 
 
@@ -55,7 +56,7 @@ class Fold:
         self.model: Model = build_model(run.card, seed=run.config.seed).to(run.device.name)
         self.seconds: dict[str, float] = {}
         self.scores: dict[str, float] = {}
-        self._store = SlideStore(run.cohort.slides, run.card, run.folder / "thumbnails")
+        self._store = SlideStore(run.cohort.slides, run.card, run.folder / THUMBNAILS)
         self._usable: list[int] | None = None
         self._start_from_imagenet()
 
@@ -290,6 +291,13 @@ class Fold:
             except CheckpointError as error:
                 _log.info("fold %d: %s is not taken over: %s", self.number, stage, error)
             else:
+                kept = SlideStore(self.run.cohort.slides, self.run.card, source / THUMBNAILS)
+                changed = list(filter(None, map(kept.changed, [*self.training(), *self.held()])))
+                if changed:
+                    raise RunError(
+                        f"machine.reuse is {source}, a run of other slides: the file of {changed[0]} changed since "
+                        f"({len(changed)} in all). Leave machine.reuse out."
+                    )
                 if State(**state).over(plan):
                     copy_atomically(other, own)
                     _log.info("fold %d: %s is taken over from %s", self.number, stage, source)

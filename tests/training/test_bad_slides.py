@@ -22,7 +22,7 @@ SETTINGS = ["model.thumbnail_px=128", "end_to_end.patches=6", "end_to_end.chunk=
 SKIP = "machine.skip_bad_slides=true"
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def one_thread() -> Iterator[None]:
     """Small networks are fastest on one."""
     before = torch.get_num_threads()

@@ -67,7 +67,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "h5_files"
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def one_thread() -> Iterator[None]:
     """Small networks are fastest on one."""
     before = torch.get_num_threads()
