@@ -228,7 +228,7 @@ def check_cohort(cohort: Cohort, *, folds: int = 5, files: bool = True) -> list[
                 if slide.lesion is not None:
                     read_lesion(slide.lesion, (opened.width, opened.height), _small_shape(opened))
         except MsamilError as error:
-            faults.append(str(error))
+            faults.append(str(error).removesuffix("."))
     return faults + list(_class_faults(cohort, folds))
 
 
@@ -340,20 +340,20 @@ def _row_of(slide: CohortSlide, folder: Path) -> dict[str, str]:
         )
     lesion = NO_LESION if slide.lesion_free else ""
     return {
-        "slide": _written_path(slide.path, folder),
+        "slide": written_path(slide.path, folder),
         "label": write_label(slide.label),
         SEVERAL: write_label(slide.label),
         "patient": slide.patient,
         "split": slide.split,
         "fold": "" if slide.fold is None else str(slide.fold),
         "mpp": "" if slide.mpp is None else repr(float(slide.mpp)),
-        "lesion": lesion if slide.lesion is None else _written_path(slide.lesion, folder),
+        "lesion": lesion if slide.lesion is None else written_path(slide.lesion, folder),
         "site": slide.site,
     }
 
 
-def _written_path(path: Path, folder: Path) -> str:
-    """Relative with slashes where it lies under the table's folder, else absolute."""
+def written_path(path: Path, folder: Path) -> str:
+    """A path as tables of a folder hold it: relative with slashes where it lies under the folder, else absolute."""
     path, folder = path.absolute(), folder.absolute()
     return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else str(path)
 

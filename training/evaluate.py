@@ -16,6 +16,7 @@ from napari_msamil.models.card import Card
 from napari_msamil.models.model import Model, load_model, save_model
 
 from .calibration import fit_temperature
+from .cohort import written_path
 from .cohort_report import write_report
 from .distributed import rank, wait_for_all
 from .features import Selection, StoredBags, extract_bags
@@ -216,7 +217,7 @@ def _logits(model: Model, bags: StoredBags) -> NDArray[np.float64]:
 def _predictions(run: Run, rows: list[int], logits: NDArray[np.float64]) -> Predictions:
     slides = [run.cohort.slides[row] for row in rows]
     return Predictions(
-        tuple(str(slide.path) for slide in slides),
+        tuple(written_path(slide.path, run.folder) for slide in slides),
         tuple(slide.patient for slide in slides),
         run.cohort.targets()[np.asarray(rows, np.int64)],
         logits,

@@ -25,7 +25,7 @@ class Predictions:
     """What a model, or one model per fold, says of slides that are labelled.
 
     Attributes:
-        slides: Name of each of n slides, none twice.
+        slides: Name or path of each of n slides, none twice.
         patients: Whom each is of.
         targets: (n,) int64, index of the true class; or (n, C) of 0 and 1, where classes do not exclude each other.
         logits: (n, C) float64.

@@ -29,6 +29,7 @@ from .cohort import (
     check_cohort,
     read_cohort,
     write_cohort,
+    written_path,
 )
 from .config import Config, ConfigError, differences
 from .distributed import rank, wait_for_all
@@ -239,7 +240,8 @@ def _write_facts(run: Run) -> None:
     table.writerow(["slide", "patient", "label", *(f"fold {fold}" for fold in parts)])
     for row, slide in enumerate(run.cohort.slides):
         label = write_label(slide.label)
-        table.writerow([slide.path.name, slide.patient, label, *(_part_of(row, one) for one in parts.values())])
+        name = written_path(slide.path, folder)
+        table.writerow([name, slide.patient, label, *(_part_of(row, one) for one in parts.values())])
     if run.features:
         _write(folder / FEATURES, json.dumps(run.feature_files, indent=1))
     _write(folder / VERSIONS, json.dumps(facts, indent=2))

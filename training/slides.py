@@ -116,7 +116,7 @@ class SlideStore:
                 self._read_all(row)
         except MsamilError as error:
             name = self.slides[row].path.name
-            fault = str(error) if name in str(error) else f"{name}: {error}"
+            fault = (str(error) if name in str(error) else f"{name}: {error}").removesuffix(".")
         if read_all:
             write_atomically(kept, lambda file: file.write(fault.encode()))
             if fault:
