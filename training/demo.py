@@ -33,14 +33,14 @@ from .demo_data import (
     held_slide,
     thumbnails_of_step,
 )
+from .demo_recipe import SLIDES_AT_ONCE, STAGES, TRAINING_FOLDS, VALIDATION_SHARE, Recipe, demo_card
+from .demo_report import evaluate, finished_card
+from .demo_warm_up import train_on_patches
 from .end_to_end import Drawn, train_end_to_end
 from .features import digest
 from .loop import Plan
 from .mil import train_aggregator
-from .recipe import SLIDES_AT_ONCE, STAGES, TRAINING_FOLDS, VALIDATION_SHARE, Recipe, demo_card
-from .report import evaluate, finished_card
 from .segmentation import Thumbnail, train_segmenter
-from .warm_up import train_on_patches
 
 _log = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from napari_msamil.patches.grid import PatchTable
 
 from .augment import Look, apply_look
 from .datasets.compose import ComposedSlide
-from .patches import cut_patches, table_of, thumbnail
+from .demo_patches import cut_patches, table_of, thumbnail
 
 
 @dataclass(frozen=True)

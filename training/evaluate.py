@@ -17,13 +17,13 @@ from napari_msamil.models.model import Model, load_model, save_model
 
 from .calibration import fit_temperature
 from .cohort import written_path
-from .cohort_report import write_report
 from .distributed import rank, wait_for_all
 from .features import Selection, StoredBags, extract_bags
 from .figures import calibration_figure, confusion_figure, loss_figure, roc_figure
 from .metrics import over_folds, summarise
 from .multilabel import summarise_each
 from .predictions import Predictions, Temperature
+from .report import write_report
 from .run import Run, class_counts, versions
 from .stages import Fold, stages_of
 

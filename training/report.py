@@ -1,154 +1,241 @@
-"""The last look: figures of a frozen model on data it never saw, and the card that tells them."""
+"""The report of a training on a cohort: metrics.json for programs, report.md for the supplement of a paper."""
 
-import logging
-import platform
-from collections.abc import Callable
-from datetime import UTC, datetime
-from importlib.metadata import version
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 
-from napari_msamil.inference.engine import in_parallel
-from napari_msamil.inference.features import make_bag
-from napari_msamil.models.card import Card
-from napari_msamil.models.model import Model
-from napari_msamil.patches.tissue import tissue_mask
+from napari_msamil.files import write_atomically
+from napari_msamil.inference.prediction import RESEARCH_USE
 
-from .datasets.compose import ComposedSlide
-from .datasets.ebhi_seg import ATTRIBUTION, CLOSING_UM, compose_case, read_cases
-from .datasets.synthetic import TEST_SEEDS, synthetic_slide
-from .demo_bags import extract
-from .metrics import Overlap, auc, bootstrap_auc
-from .patches import thumbnail
-from .recipe import SLIDES_AT_ONCE, TEST_FOLD, Recipe
+from .markdown import cell, count, interval, number, spread, table
+from .multilabel_report import NOT_EXCLUSIVE, calibration_sections, change, class_sections, how_measured
 
-FOLD = "fold 3 (composed slides, one per case)"
-BF16, BF16_LIMIT = "largest change of a probability in bf16", 0.01
-_log = logging.getLogger(__name__)
-
-
-def evaluate(model: Model, data: Path, recipe: Recipe, folder: Path) -> dict[str, Any]:
-    """The one look at fold 3, and at drawn slides with seeds never trained on."""
-    cases = read_cases(data, (TEST_FOLD,))
-    sides = (recipe.cells + 2, recipe.cells * 2 + 2)
-
-    def composed(k: int) -> ComposedSlide:
-        return compose_case(cases[k], np.random.default_rng([recipe.seed, 61, k]), cells_a_side=sides)
-
-    found = _predict(model, composed, len(cases))
-    positive = np.array([case.label == 1 for case in cases])
-    fields = np.array([len(case.fields) for case in cases], float)
-    score = found["score"]
-    low, high = bootstrap_auc(positive, score)
-    table = "\n".join(f"{c.name},{c.label},{s:.6f}" for c, s in zip(cases, score, strict=True))
-    (folder / "fold3.csv").write_text("case,label,probability of adenocarcinoma\n" + table + "\n")
-    halved = _predict(model.for_inference(bf16=True), composed, len(cases))
-    labels = [seed % 2 == 0 for seed in TEST_SEEDS[: recipe.test_drawn]]
-
-    def drawing(k: int) -> ComposedSlide:
-        return synthetic_slide(TEST_SEEDS[k], lesion=labels[k], size_px=3072)
-
-    drawn = _predict(model, drawing, len(labels))
-    return {
-        FOLD: {
-            "cases": len(cases),
-            "with adenocarcinoma": int(positive.sum()),
-            "AUC": round(auc(positive, score), 4),
-            "AUC 95% interval": [round(low, 4), round(high, 4)],
-            "accuracy": round(float(((score > 0.5) == positive).mean()), 4),
-            "balanced accuracy": round(
-                float(((score > 0.5)[positive].mean() + (score <= 0.5)[~positive].mean()) / 2), 4
-            ),
-            "lesion Dice": round(found["lesion"].dice, 4),
-            "lesion IoU": round(found["lesion"].iou, 4),
-            "baseline, Dice if all tissue is lesion": round(found["tissue"].dice, 4),
-            "baseline, Dice if every pixel is lesion": round(found["everything"].dice, 4),
-            "baseline, AUC of the number of fields": round(auc(positive, fields), 4),
-            "baseline, AUC of colour and texture by logistic regression, five folds, quoted": 0.956,
-            "slides without lesion patch (fallback)": found["fallbacks"],
-            BF16: round(float(np.abs(halved["score"] - score).max()), 4),
-        },
-        "drawn slides, unseen seeds": {
-            "slides": len(labels),
-            "accuracy": round(float(((drawn["score"] > 0.5) == np.array(labels)).mean()), 4),
-            "lesion Dice": round(drawn["lesion"].dice, 4),
-        },
-    }
+METRICS_FILE, REPORT_FILE = "metrics.json", "report.md"
+FIGURES = {
+    "roc.png": "ROC curves of the test slides",
+    "calibration.png": "Calibration before and after temperature scaling",
+    "confusion.png": "Confusion matrix",
+    "loss.png": "Training loss and validation score",
+}
+"""Files that the report links to where they lie in its folder, and what they show."""
+_NAMES = {
+    "auc": "AUC",
+    "accuracy": "Accuracy",
+    "balanced_accuracy": "Balanced accuracy",
+    "f1_weighted": "F1, weighted",
+    "average_precision": "Average precision",
+}
+_SELECTIONS = {"lesion": "lesion patches", "all": "all tissue patches", "random": "random tissue patches"}
 
 
-def _predict(model: Model, slide_of: Callable[[int], ComposedSlide], count: int) -> dict[str, Any]:
-    """Probability of the second class for each slide, and how its lesion overlaps, added up over slides."""
+def write_report(folder: Path, result: Mapping[str, Any]) -> None:
+    """Write ``metrics.json``, which is ``result`` as it stands, and ``report.md``; both whole, metrics.json last.
 
-    def one(k: int) -> tuple[float, list[NDArray[np.bool_]], bool]:
-        slide = slide_of(k)
-        found = extract(model, slide)
-        with torch.inference_mode():
-            logits = model.aggregate(make_bag(found.features, found.table), attention=False).logits
-        picture = thumbnail(slide, model.card.thumbnail_px)
-        _log.info("slide %d of %d: %d patches", k + 1, count, len(found.table))
-        masks = [_shrunk(slide, model.card.thumbnail_px), found.lesion, tissue_mask(picture)]
-        return float(logits.softmax(-1)[1]), masks, found.fallback is not None
+    Args:
+        folder: Where to; figures named as in `FIGURES` that lie there are linked to, and so is predictions.csv.
+        result: Plain JSON values; a *summary* is what `metrics.summarise` returns, or `multilabel.summarise_each`.
 
-    results = list(in_parallel(one, range(count), SLIDES_AT_ONCE))
-    overlaps = {"lesion": Overlap(), "tissue": Overlap(), "everything": Overlap()}
-    for _, (true, lesion, tissue), _ in results:
-        for overlap, mask in zip(overlaps.values(), (lesion, tissue, np.ones_like(true)), strict=True):
-            overlap.add(mask, true)
-    return {
-        "score": np.array([score for score, *_ in results]),
-        "fallbacks": sum(fallback for *_, fallback in results),
-        **overlaps,
-    }
+            - cohort: {name, slides, patients, classes: {label: slides}, exclusive}
+            - command, preset, seed, versions: {name: version}
+            - folds: for each fold {fold: number, slides: {training, validation, test}, validation: summary,
+              test: summary, temperature, test_calibrated: summary, segment: {iou, dice, everything_iou,
+              everything_dice} or None, seconds: {stage: s}, selection: absent, or by "lesion", "all", "random"
+              {auc, accuracy, patches_per_slide, seconds_per_slide}}
+            - pooled: summary of the test slides of all folds
+            - pooled_before_mil: the same by the aggregator of the end-to-end stage; may be absent
+            - pooled_calibrated: the same at each fold's own temperature
+            - mean: {metric: [mean, standard deviation]} over the test parts, as of `metrics.over_folds`
+            - notes: sentences on what these numbers cannot say about this cohort
 
-
-def _shrunk(slide: ComposedSlide, px: int) -> NDArray[np.bool_]:
-    """The true lesion at the thumbnail's pixels."""
-    height, width = slide.lesion.shape
-    y = ((np.arange(px) + 0.5) * height / px).astype(int)
-    x = ((np.arange(px) + 0.5) * width / px).astype(int)
-    picked: NDArray[np.bool_] = slide.lesion[y[:, None], x[None, :]]
-    return picked
+    Raises:
+        KeyError: If a part of the result is missing; nothing is written.
+        ValueError: If a number is not finite; nothing is written.
+    """
+    numbers = json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    text = "\n\n".join(_sections(folder, result)) + "\n"
+    write_atomically(folder / REPORT_FILE, lambda file: file.write(text.encode()))
+    write_atomically(folder / METRICS_FILE, lambda file: file.write(numbers.encode()))
 
 
-def finished_card(
-    card: Card, figures: dict[str, Any], recipe: Recipe, training: int, validation: int, command: str
-) -> Card:
-    """The card with everything a reader of the file should know."""
-    change = figures[FOLD][BF16]
-    versions = {name: version(name) for name in ("torch", "timm", "segmentation-models-pytorch", "numpy", "pillow")}
-    return card.model_copy(
-        update={
-            "dataset": (
-                f"EBHI-Seg folds 0-2 ({training} cases trained on, {validation} chosen on, split by case) as composed "
-                "slides: mosaics of one case's 224-px fields at about 1 um/px on glass, with honest texture and labels "
-                f"but no real low-power architecture; {recipe.drawn} drawn slides of the sample generator. Lesion = "
-                "glands of Low-grade IN, High-grade IN, Adenocarcinoma and Serrated adenoma, closed over strips of "
-                f"stroma up to {2 * CLOSING_UM} um; Normal and Polyp are not lesion. Slides drawn with a lesion are "
-                "labelled adenocarcinoma. Random weights at the start; the extractor was warmed up on field labels."
-            ),
-            "attribution": ATTRIBUTION,
-            "licence": "CC BY 4.0 (weights derived from EBHI-Seg)",
-            "cpu_precision": "bf16" if change <= BF16_LIMIT else "fp32",
-            "command": command,
-            "figures": figures
-            | {
-                "measured": "after rounding the weights to half precision; no weights were chosen by fold 3",
-                "steps": {
-                    "segment": recipe.segment,
-                    "patches": recipe.patches,
-                    "end-to-end": recipe.end_to_end,
-                    "mil": recipe.mil,
-                },
-                "versions": versions | {"python": platform.python_version()},
-            },
-            "intended_use": (
-                "Shows the program at work and is good for nothing else: trained on fields of one hospital set side "
-                "by side, it is known to be wrong on real slide scans. Research use only. Not for diagnosis."
-            ),
-            "created": datetime.now(UTC).date().isoformat(),
-        }
+def _sections(folder: Path, result: Mapping[str, Any]) -> Iterable[str]:
+    cohort, folds, pooled = result["cohort"], result["folds"], result["pooled"]
+    yield f"# {cell(cohort['name'])}: training and test"
+    yield f"**{RESEARCH_USE}**"
+    yield from _data(cohort, folds)
+    yield from _results(result)
+    yield from (_classes if cohort["exclusive"] else class_sections)(pooled)
+    yield from (_calibration if cohort["exclusive"] else calibration_sections)(result)
+    yield from _lesions(folds)
+    yield from _selection(folds)
+    yield from _figures(folder)
+    yield from _limits(result)
+    yield from _making(result)
+
+
+def _data(cohort: Mapping[str, Any], folds: Sequence[Mapping[str, Any]]) -> Iterable[str]:
+    yield "## Slides"
+    yield (
+        f"{cohort['slides']} slides of {cohort['patients']} patients in {len(cohort['classes'])} classes; all slides "
+        "of a patient are in the same part. Weights were trained on the training part, and chosen and calibrated on "
+        "the validation part; all numbers below are of test parts."
     )
+    if not cohort["exclusive"]:
+        yield NOT_EXCLUSIVE
+    rows: list[list[Any]] = [
+        [label, slides, *(fold["test"]["per_class"][label]["support"] for fold in folds)]
+        for label, slides in cohort["classes"].items()
+    ]
+    rows.append(["all slides", cohort["slides"], *(fold["slides"]["test"] for fold in folds)])
+    rows.append(["patients", cohort["patients"], *(fold["test"]["patients"] for fold in folds)])
+    yield table(["slides", "whole cohort", *(f"test part of fold {fold['fold']}" for fold in folds)], rows)
+    parts = [f"fold {f['fold']} {f['slides']['training']} and {f['slides']['validation']}" for f in folds]
+    yield f"Slides in the training and validation parts: {', '.join(parts)}."
+
+
+def _results(result: Mapping[str, Any]) -> Iterable[str]:
+    folds, pooled, mean = result["folds"], result["pooled"], result["mean"]
+    names = pooled["intervals"]
+    yield "## Results on test slides"
+    rows: list[list[Any]] = [[f"fold {f['fold']}", *(number(f["test"][name]) for name in names)] for f in folds]
+    for place, title in enumerate(("mean", "standard deviation")):
+        rows.append([title, *(number(mean[name][place]) for name in names)])
+    rows.append(["**all test slides pooled**", *(f"**{number(pooled[name])}**" for name in names)])
+    rows.append(["95 % interval", *(interval(pooled["intervals"][name]) for name in names)])
+    if before := result.get("pooled_before_mil"):
+        rows.append(["pooled, before stage mil", *(number(before[name]) for name in names)])
+        rows.append(["95 % interval", *(interval(before["intervals"][name]) for name in names)])
+    yield table(["", *(_NAMES[name] for name in names)], rows)
+    how = (_how_measured if result["cohort"]["exclusive"] else how_measured)(pooled)
+    yield f"{how} Standard deviation: between folds. {RESEARCH_USE}"
+
+
+def _how_measured(pooled: Mapping[str, Any]) -> str:
+    kind = {None: "of the second class", "macro": "macro average, one against the rest"}
+    average = kind.get(pooled["auc_average"], "average weighted by slides, one against the rest")
+    drawn = pooled["bootstrap"]
+    skipped = f"; {drawn['skipped']} that lacked a class were left out" if drawn["skipped"] else ""
+    return (
+        f"AUC: {average}. Intervals: percentile bootstrap of {drawn['rounds']} resamples, patients drawn with all "
+        f"their slides within classes{skipped}."
+    )
+
+
+def _classes(pooled: Mapping[str, Any]) -> Iterable[str]:
+    yield "## Classes, all test slides pooled"
+    names = ("precision", "recall", "f1", "auc")
+    rows = [[label, of["support"], *(number(of[name]) for name in names)] for label, of in pooled["per_class"].items()]
+    yield table(["class", "slides", "precision", "recall", "F1", "AUC against the rest"], rows)
+    if pooled["classes_left_out"]:
+        yield f"Without a test slide, and in no average: {', '.join(map(cell, pooled['classes_left_out']))}."
+    rows = [[label, *counts] for label, counts in zip(pooled["classes"], pooled["confusion"], strict=True)]
+    yield table(["true \\ predicted", *pooled["classes"]], rows)
+
+
+def _calibration(result: Mapping[str, Any]) -> Iterable[str]:
+    yield "## Calibration"
+    rows = [
+        [f"fold {f['fold']}", number(f["temperature"], 2), *change(f["test"], f["test_calibrated"])]
+        for f in result["folds"]
+    ]
+    rows.append(["all pooled", "", *change(result["pooled"], result["pooled_calibrated"])])
+    heads = ["", "temperature", "ECE before", "ECE after", "Brier before", "Brier after", "NLL before", "NLL after"]
+    yield table(heads, rows)
+    yield (
+        "The temperature was fitted on validation slides. ECE: expected calibration error of the predicted class, "
+        "15 bins. Brier: sum over classes, 0 to 2. NLL: negative log-likelihood per slide, natural logarithm."
+    )
+
+
+def _lesions(folds: Sequence[Mapping[str, Any]]) -> Iterable[str]:
+    found = [fold for fold in folds if fold["segment"] is not None]
+    if not found:
+        return
+    yield "## Lesion masks on validation slides"
+    names = ("iou", "everything_iou", "dice", "everything_dice")
+    rows = [[f"fold {f['fold']}", *(number(f["segment"][name]) for name in names)] for f in found]
+    rows.append(["mean", *(number(np.mean([f["segment"][name] for f in found])) for name in names)])
+    yield table(["", "IoU", 'IoU of "everything is lesion"', "Dice", 'Dice of "everything is lesion"'], rows)
+
+
+def _selection(folds: Sequence[Mapping[str, Any]]) -> Iterable[str]:
+    found = [fold["selection"] for fold in folds if fold.get("selection")]
+    if not found:
+        return
+    yield "## Which patches the model sees"
+    heads = ["patches", "AUC", "Accuracy", "patches per slide", "seconds per slide"]
+    places = {"auc": 3, "accuracy": 3, "patches_per_slide": 0, "seconds_per_slide": 2}
+    rows = []
+    for name, title in _SELECTIONS.items():
+        folds_with = [of[name] for of in found if name in of]
+        if folds_with:
+            rows.append([title, *(spread([of[key] for of in folds_with], digits) for key, digits in places.items())])
+    yield table(heads, rows)
+    yield f"The same test slides, mean ± standard deviation over {count(len(found), 'fold')}."
+    without = sum(fold.get("fallbacks", 0) for fold in folds)
+    if without:
+        tested = sum(fold["slides"]["test"] for fold in folds)
+        yield (
+            f"On {without} of {count(tested, 'test slide')} no patch had enough lesion: the first line holds what the "
+            "fallback took there."
+        )
+
+
+def _figures(folder: Path) -> Iterable[str]:
+    found = [f"![{title}]({name})" for name, title in FIGURES.items() if (folder / name).is_file()]
+    if found:
+        yield "## Figures"
+        yield "\n\n".join(found)
+    if (folder / "predictions.csv").is_file():
+        yield "Every test slide with its probabilities: [predictions.csv](predictions.csv)."
+
+
+def _limits(result: Mapping[str, Any]) -> Iterable[str]:
+    pooled, folds = result["pooled"], result["folds"]
+    yield "## What these numbers cannot say"
+    points = [
+        "How the model does on slides of other hospitals, scanners and stains: test slides are of the same cohort.",
+        "How much another training would differ: the intervals hold the chance of which patients were tested, not that "
+        "of training again.",
+    ]
+    if len(folds) > 1:
+        points.append(
+            f"What one model file will do: pooled numbers mix the scores of {len(folds)} models, each on its own fold."
+        )
+    fixed = pooled["bootstrap"]["single_patient_classes"]
+    if fixed:
+        points.append(
+            f"How sure the numbers are for {', '.join(map(cell, fixed))}: one patient only, who is in every resample, "
+            "so that the intervals are too narrow."
+        )
+    perfect = [_NAMES[name] for name, ends in pooled["intervals"].items() if ends == [1.0, 1.0]]
+    if perfect:
+        points.append(
+            f"That there are no errors: an interval of 1.000 to 1.000 ({', '.join(perfect)}) says that none was among "
+            f"{count(pooled['patients'], 'patient')}."
+        )
+    flat = [_NAMES[name] for name, ends in pooled["intervals"].items() if ends and ends[0] == ends[1] != 1]
+    if flat:
+        points.append(
+            f"How sure the numbers are whose interval has no width ({', '.join(flat)}): every resample of "
+            f"{count(pooled['patients'], 'patient')} gave the same, which shows how few they are."
+        )
+    yield "\n".join(f"- {point}" for point in [*points, *result["notes"]])
+
+
+def _making(result: Mapping[str, Any]) -> Iterable[str]:
+    yield "## How it was made"
+    yield f"Preset {cell(result['preset'])}, seed {result['seed']}."
+    yield f"```\n{result['command']}\n```"
+    yield ", ".join(f"{name} {version}" for name, version in result["versions"].items()) + "."
+    stages = list(dict.fromkeys(stage for fold in result["folds"] for stage in fold["seconds"]))
+    if stages:
+        seconds = [[fold["seconds"].get(stage) for stage in stages] for fold in result["folds"]]
+        rows = [
+            [f"fold {fold['fold']}", *(number(value, 0) for value in (*row, sum(filter(None, row))))]
+            for fold, row in zip(result["folds"], seconds, strict=True)
+        ]
+        yield table(["seconds", *stages, "together"], rows)
+    yield f"All numbers of this report, unrounded: [{METRICS_FILE}]({METRICS_FILE})."

@@ -9,12 +9,12 @@ import torch
 from napari_msamil.models.card import Card
 from napari_msamil.models.configs import ExtractorConfig, MsaMilConfig, SegmenterConfig
 from napari_msamil.models.model import load_model
-from napari_msamil.training import demo, demo_data, report
+from napari_msamil.training import demo, demo_data, demo_report
 from napari_msamil.training.datasets import synthetic
 from napari_msamil.training.datasets.compose import Cell, ComposedSlide
 from napari_msamil.training.datasets.ebhi_seg import CLASSES
 from napari_msamil.training.demo import make_demo
-from napari_msamil.training.recipe import STAGES, Recipe, demo_card
+from napari_msamil.training.demo_recipe import STAGES, Recipe, demo_card
 
 RECIPE = Recipe(
     segment=2, patches=2, end_to_end=2, mil=2, drawn=2, test_drawn=2,
@@ -44,7 +44,7 @@ def small_work(monkeypatch: pytest.MonkeyPatch) -> None:
         return (Cell(np.full((224, 224, 3), 200, np.uint8), np.zeros((224, 224), bool), 0),)
 
     monkeypatch.setattr(demo_data, "synthetic_slide", drawn)
-    monkeypatch.setattr(report, "synthetic_slide", drawn)
+    monkeypatch.setattr(demo_report, "synthetic_slide", drawn)
     monkeypatch.setattr(demo_data, "_plain_cells", plain)
     demo_data.drawn_slide.cache_clear()
     torch.set_num_threads(1)
@@ -92,6 +92,6 @@ def test_the_test_fold_is_not_opened_before_the_model_is_frozen(
         return original(folder, folds)  # type: ignore[return-value]
 
     monkeypatch.setattr(demo, "read_cases", spy)
-    monkeypatch.setattr(report, "read_cases", spy)
+    monkeypatch.setattr(demo_report, "read_cases", spy)
     make_demo(small_ebhi, tmp_path / "demo.safetensors", recipe=RECIPE, card=tiny_card())
     assert asked == [((0, 1, 2), False), ((3,), True)]

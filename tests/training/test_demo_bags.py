@@ -11,8 +11,8 @@ from napari_msamil.training import demo_bags
 from napari_msamil.training.augment import random_look
 from napari_msamil.training.datasets.synthetic import synthetic_slide
 from napari_msamil.training.demo_bags import bag_of
+from napari_msamil.training.demo_recipe import demo_card
 from napari_msamil.training.features import digest
-from napari_msamil.training.recipe import demo_card
 
 
 @pytest.fixture(scope="module")

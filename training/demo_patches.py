@@ -1,4 +1,4 @@
-"""Patches of slides in memory: the same tissue mask, table and selection as on a slide file."""
+"""Patches of the demo model's slides, which lie in memory: tissue mask, table and selection as on a slide file."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -23,10 +23,10 @@ from .augment import apply_look, random_look
 from .datasets.compose import ComposedSlide
 from .datasets.ebhi_seg import ADENOCARCINOMA, TISSUES
 from .demo_data import SlideData, drawn_slide
+from .demo_patches import FieldBank, LabelledPatch, crop
 from .feed import Ahead
 from .loop import Plan, State, train
 from .metrics import auc
-from .patches import FieldBank, LabelledPatch, crop
 from .pretrain import classifiers, two_guesses
 
 
