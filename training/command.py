@@ -72,9 +72,10 @@ def _ended_by_a_sentence() -> Iterator[None]:
 
 def _run_stages(run: Run, stages: Sequence[str]) -> None:
     for number, parts in run.of_this_command().items():
-        for name in stages:
-            fold = Fold(run, number, parts)  # a fresh model: each stage takes from files what came before
-            if name == "evaluate":
-                evaluate_fold(fold)
-            else:
-                fold.run_stage(name)
+        with run.claimed(number):
+            for name in stages:
+                fold = Fold(run, number, parts)  # a fresh model: each stage takes from files what came before
+                if name == "evaluate":
+                    evaluate_fold(fold)
+                else:
+                    fold.run_stage(name)

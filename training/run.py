@@ -7,13 +7,15 @@ import logging
 import os
 import platform
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
 from napari_msamil.errors import MsamilError
@@ -99,6 +101,29 @@ class Run:
     def fold_folder(self, fold: int) -> Path:
         """Where the files of a fold lie."""
         return self.folder / f"fold-{fold}"
+
+    @contextmanager
+    def claimed(self, fold: int) -> Iterator[None]:
+        """Keep other commands off a fold; a claim ends with its process, however that ends.
+
+        Raises:
+            RunError: Another command works on it.
+        """
+        if rank() > 0:
+            yield  # the first process claims it for all
+            return
+        lock = FileLock(self.folder / f".fold-{fold}.lock", blocking=False)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise RunError(
+                f"Another command is working on fold {fold} of {self.folder}: wait until it ends, or give another one by "
+                "machine.folds."
+            ) from None
+        try:
+            yield
+        finally:
+            lock.release()
 
 
 def begin(config: Config, cohort: Cohort, folder: Path, *, command: str) -> Run:

@@ -282,6 +282,20 @@ def test_folds_may_be_worked_on_by_separate_commands_and_give_the_same_report(
         train("all", cohort, tmp_path, "run_folds=[]", "machine.folds=[7]")
 
 
+def test_two_commands_never_work_on_the_same_fold(cohort: Path, tmp_path: Path) -> None:
+    other = subprocess.Popen(shell("all", cohort, tmp_path, "end_to_end.epochs=1000", "machine.folds=[0]"))
+    try:
+        while not (tmp_path / "fold-0" / "log.csv").exists():
+            assert other.poll() is None
+            time.sleep(0.1)
+        with pytest.raises(RunError, match=r"Another command is working on fold 0 of .*: wait until it ends"):
+            train("segment", cohort, tmp_path, "end_to_end.epochs=1000")
+    finally:
+        other.kill()
+        other.wait()
+    train("segment", cohort, tmp_path, "end_to_end.epochs=1000")  # what was killed holds nothing
+
+
 def test_stages_that_would_be_the_same_are_taken_over_from_another_run(
     finished: Path, cohort: Path, tmp_path: Path
 ) -> None:
