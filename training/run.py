@@ -117,7 +117,7 @@ class Run:
             lock.acquire()
         except Timeout:
             raise RunError(
-                f"Another command is working on fold {fold} of {self.folder}: wait until it ends, or give another one by "
+                f"Another command is working on fold {fold} of {self.folder}: wait until it ends, or choose others by "
                 "machine.folds."
             ) from None
         try:

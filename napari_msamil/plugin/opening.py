@@ -14,6 +14,7 @@ from qtpy.QtWidgets import QFileDialog, QWidget
 from napari_msamil.errors import MsamilError
 from napari_msamil.plugin import compat
 from napari_msamil.plugin.slides import layer_data, slide_in, slide_layers
+from napari_msamil.slide.detect import SLIDE_SUFFIXES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-FILTER = "Slides (*.svs *.ndpi *.scn *.bif *.tif *.tiff *.qptiff *.mrxs *.dcm *.png *.jpg *.jpeg);;All files (*)"
+FILTER = f"Slides ({' '.join(f'*{suffix}' for suffix in SLIDE_SUFFIXES)});;All files (*)"
 
 
 class Opener(QObject):

@@ -15,8 +15,7 @@ from napari_msamil.slide.slide import is_slide_file
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from napari_msamil.plugin import compat
-from napari_msamil.plugin.slides import LayerData
+    from napari_msamil.plugin.slides import LayerData
 
 
 def get_reader(path: str | Path | list[str]) -> Callable[[str | Path], list[LayerData]] | None:

@@ -23,6 +23,8 @@ OPENSLIDE_SUFFIXES = {
 TIFF_SUFFIXES = {".tif", ".tiff", ".svs", ".ndpi", ".scn", ".bif", ".svslide", ".btf", ".qptiff"}
 SCANNER_SUFFIXES = {*OPENSLIDE_SUFFIXES, ".svs", ".ndpi", ".scn", ".bif", ".svslide", ".qptiff"}
 """Endings that only slides have; .tif, .dcm and the like may be anything."""
+SLIDE_SUFFIXES = (*sorted(TIFF_SUFFIXES | set(OPENSLIDE_SUFFIXES)), ".dcm", ".jpeg", ".jpg", ".png")
+"""Endings of whatever can be opened; a .dcm, .jpg or .png beside them may still be no slide."""
 
 FORMATS = "SVS, NDPI, SCN, BIF, tiled TIFF, OME-TIFF, PNG and JPEG, and with OpenSlide MIRAX and DICOM"
 

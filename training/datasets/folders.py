@@ -11,13 +11,12 @@ its own; with several slides per patient figures then come out too good, so give
 import re
 from pathlib import Path
 
+from napari_msamil.slide.detect import SLIDE_SUFFIXES
+
 from ..cohort import CohortError, CohortSlide
 from .files import refuse_faults, table_path, write_table
 
 NAME = "slides in one folder per class"
-SLIDE_SUFFIXES = (
-    ".svs", ".tif", ".tiff", ".ndpi", ".scn", ".bif", ".mrxs", ".qptiff", ".svslide", ".dcm", ".png", ".jpg", ".jpeg",
-)  # fmt: skip
 _LESIONS = (".geojson", ".xml", "_mask.png", "_mask.tif", "_mask.tiff", "_mask.jpg")
 
 
