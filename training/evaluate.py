@@ -260,10 +260,12 @@ def _finished_card(run: Run, fold: Fold, result: dict[str, Any]) -> Card:
         "lesion mask, validation": result["segment"],
         "versions": versions(),
     }
+    data, own = cohort.source.resolve().parent.name, run.card.name
     return run.card.model_copy(
         update={
+            "name": f"{data} ({own})" if own == f"msamil-{run.config.preset}" else own,
             "dataset": (
-                f"{cohort.source.resolve().parent.name}: trained on {len(fold.training())} slides ({counts}), chosen "
+                f"{data}: trained on {len(fold.training())} slides ({counts}), chosen "
                 f"by {len(fold.held())}, tested on {test['slides']}; fold {fold.number}, split by patient"
             ),
             "temperature": result["temperature"],  # so that the model gives the probabilities of predictions.csv

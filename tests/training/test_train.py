@@ -69,6 +69,7 @@ def test_what_comes_out_is_a_model_that_classifies_as_its_evaluation_did(finishe
     card = load_model(finished / "model.safetensors").card
     assert card.classes == ("adenocarcinoma", "no adenocarcinoma")
     assert card.command == "the command"
+    assert card.name == f"{cohort.parent.name} (msamil-tiny)"
     results = [json.loads((finished / f"fold-{k}" / "result.json").read_text()) for k in (0, 1)]
     chosen = max((0, 1), key=lambda k: (results[k]["validation"]["auc"], -k))
     assert card.figures[f"test part of fold {chosen}"]["auc"] == results[chosen]["test"]["auc"]
