@@ -62,8 +62,11 @@ def card_rows(card: Card, *, sha256: str) -> Iterator[tuple[str, str]]:
     yield "classes", ", ".join(card.classes) + ("" if card.exclusive else "; a slide may have several of them or none")
     yield "scales", f"{names} ({', '.join(f'{mpp:g}' for mpp in card.scales_mpp)} µm per pixel)"
     where = f"more than {shares} is lesion" if card.finds_lesion else f"{card.thresholds.tissue_fraction:.0%} is tissue"
-    yield "patches", f"{card.patch_px} x {card.patch_px} px at every scale, read where {where}"
-    yield "lesion", card.lesion_label if card.finds_lesion else "not looked for: trained without marked lesions"
+    if card.features:
+        yield "features", f"made elsewhere ({card.features}): it takes bags of such features, and classifies no slide"
+    else:
+        yield "patches", f"{card.patch_px} x {card.patch_px} px at every scale, read where {where}"
+        yield "lesion", card.lesion_label if card.finds_lesion else "not looked for: trained without marked lesions"
     yield "trained on", card.dataset
     figures = [f"{name}: {_plain(value)}" for name, value in card.figures.items() if name not in _HOW_MADE]
     for number, text in enumerate(figures or [""]):

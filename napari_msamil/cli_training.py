@@ -47,11 +47,13 @@ def check(
 ) -> None:
     """Open every slide and lesion of a table and name everything that keeps it from being trained on."""
     from napari_msamil.training.cohort import CohortError, check_cohort, read_cohort
+    from napari_msamil.training.folds import split_cohort
 
     cohort = read_cohort(file)
     faults = check_cohort(cohort, folds=folds)
     if faults:
         raise CohortError(f"{file} cannot be trained on: " + "; ".join(faults) + ".")
+    split_cohort(cohort, folds=folds)  # raises where a class has too few patients for three parts
     print(f"{_cohort_line(file)}; no faults")
 
 
@@ -89,7 +91,8 @@ def from_dataset(
     folder: Annotated[Path, typer.Argument(help="The dataset as unpacked.")],
     out: Annotated[Path, typer.Option(help="Folder for cohort.csv and what is made besides.")],
     patient: Annotated[
-        str | None, typer.Option(help="folders: regular expression that finds the patient in a slide's path.")
+        str | None,
+        typer.Option(help="folders: pattern that finds the patient in a slide's path; else each file is one."),
     ] = None,
     mpp: Annotated[
         float | None, typer.Option(help="bcnb, digestpath2019, folders: µm per pixel of all slides.", min=0.05, max=20)

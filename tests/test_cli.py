@@ -300,12 +300,12 @@ def test_every_bad_input_is_refused_in_one_line_that_names_it_once(
 
 def test_a_table_of_slides_is_checked(slides: list[Path], tmp_path: Path) -> None:
     table = tmp_path / "cohort.csv"
-    files = [*slides, *(shutil.copy(slide, slide.with_name(f"second {slide.name}")) for slide in slides)]
-    rows = "".join(f"{file},{'ab'[k % 2]},p{k},{k // 2}\n" for k, file in enumerate(files))
+    copies = [shutil.copy(slide, slide.with_name(f"{k} {slide.name}")) for slide in slides for k in range(3)]
+    rows = "".join(f"{file},{'ab'[k % 2]},p{k},{k // 4}\n" for k, file in enumerate([*slides, *copies]))
     table.write_text("slide,label,patient,fold\n" + rows, encoding="utf-8")
     done = runner.invoke(app, ["cohort", "check", str(table)])
     assert done.exit_code == 0, done.exception
-    assert "4 slides of 4 patients, classes a, b; no faults" in done.stdout
+    assert "8 slides of 8 patients, classes a, b; no faults" in done.stdout
     slides[0].write_bytes(b"no slide")
     done = runner.invoke(app, ["cohort", "check", str(table)])
     assert isinstance(done.exception, MsamilError)

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import logging
 import math
 import re
 from collections import Counter, defaultdict
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 
 from napari_msamil.errors import MsamilError, ResultExistsError
 from napari_msamil.files import write_atomically
+from napari_msamil.patches.grid import refuse_coarse
 from napari_msamil.slide.slide import Slide, open_slide
 
 from .annotations import ANNOTATIONS, read_lesion
@@ -29,6 +31,7 @@ SPLITS = ("training", "validation", "test")
 NO_LESION = "none"
 """In the lesion column: the slide is known to have no lesion. An empty cell says that nobody has marked it."""
 
+_log = logging.getLogger(__name__)
 _LISTED = 20  # faults written out; the rest are counted
 _CHECKED_PX = 512  # longest side of the masks that are read to see whether they can be
 
@@ -206,15 +209,17 @@ def refuse_existing(path: Path, *, overwrite: bool) -> None:
         raise ResultExistsError(f"{path} is already there: choose another folder, or ask to overwrite it.")
 
 
-def check_cohort(cohort: Cohort, *, folds: int = 5, files: bool = True) -> list[str]:
+def check_cohort(cohort: Cohort, *, folds: int = 5, files: bool = True, finest_mpp: float | None = None) -> list[str]:
     """Every fault that keeps a cohort from being trained on.
 
-    Opens each slide, reads each lesion file as far as a small mask needs it, and counts patients by class and part.
+    Opens each slide, reads each lesion file as far as a small mask needs it, and counts patients by class and part. A
+    µm per pixel in the table that is not the file's own is no fault, and warned of.
 
     Args:
         cohort: What `read_cohort` gave.
         folds: Number of folds where the table has neither splits nor folds.
         files: Whether to open them; False leaves it at counting.
+        finest_mpp: µm per pixel of the finest patches of the model, which a slide must be fine enough for; None: any.
 
     Returns:
         One sentence per fault; none means that training can begin.
@@ -225,10 +230,15 @@ def check_cohort(cohort: Cohort, *, folds: int = 5, files: bool = True) -> list[
             with open_slide(slide.path, slide.mpp) as opened:
                 if opened.mpp is None:
                     faults.append(f"{slide.path.name} does not say its µm per pixel: fill in its mpp")
+                elif finest_mpp is not None:
+                    refuse_coarse(opened.mpp, finest_mpp)
+                for warning in opened.warnings if slide.mpp is not None else ():
+                    _log.warning("%s", warning)
                 if slide.lesion is not None:
                     read_lesion(slide.lesion, (opened.width, opened.height), _small_shape(opened))
         except MsamilError as error:
-            faults.append(str(error).removesuffix("."))
+            name, said = slide.path.name, str(error).removesuffix(".")
+            faults.append(said if name in said else f"{name}: {said}")
     return faults + list(_class_faults(cohort, folds))
 
 

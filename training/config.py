@@ -264,8 +264,9 @@ class Config(Frozen):
         return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
 
     def fixed(self) -> dict[str, Any]:
-        """What may not change when a run is resumed, as plain values."""
-        return self.model_dump(mode="json", exclude={"machine"}, exclude_none=True)
+        """What may not change when a run is resumed, as plain values; the model's whether they were given or not."""
+        card = self.card(("a", "b")).model_dump(mode="json", exclude=set(FROM_THE_RUN))
+        return self.model_dump(mode="json", exclude={"machine"}, exclude_none=True) | {"model": card}
 
 
 def read_config(preset: str, settings: Sequence[str] = ()) -> Config:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -75,7 +76,7 @@ def evaluate_fold(fold: Fold) -> None:
         "temperature": temperature,
         "test_calibrated": _summary(run, test, temperature),
         "segment": segment,
-        "seconds": fold.seconds,
+        "seconds": _seconds(fold),
         "scores": fold.scores,
         "selection": selection,
         "fallbacks": sum(load_provenance(f)["fallback"] is not None for f in _lesion_files(fold)),
@@ -148,8 +149,8 @@ def finish(run: Run) -> Path | None:
             "pooled_calibrated": _summary(run, pooled, temperature),
             "mean": over_folds([one["test"] for one in results.values()]),
             "notes": [
-                f"{model} is the model of fold {chosen}, which has the best AUC on its own validation slides; its test "
-                "slides had no part in that choice.",
+                f"{model} is the model of fold {chosen}, {_why(results, chosen)}; its test slides had no part in that "
+                "choice.",
                 *_unknown_lesions(run),
                 *_notes(
                     run,
@@ -159,6 +160,17 @@ def finish(run: Run) -> Path | None:
         },
     )
     return run.folder / model
+
+
+def _why(results: Mapping[int, dict[str, Any]], chosen: int) -> str:
+    """Why the model of a fold was chosen."""
+    best = results[chosen]["validation"]["auc"]
+    equal = [fold for fold, one in results.items() if one["validation"]["auc"] == best]
+    if len(results) == 1:
+        return "the only one"
+    if len(equal) > 1:
+        return f"the first of {len(equal)} that have the best AUC, each on its own validation slides"
+    return "which has the best AUC on its own validation slides"
 
 
 def model_name(run: Run) -> str:
@@ -242,6 +254,16 @@ def _cost(bags: StoredBags) -> dict[str, float]:
         "patches_per_slide": float(np.mean([len(bag) for bag in bags])),
         "seconds_per_slide": float(np.mean([load_provenance(file)["seconds"] for file in bags.files])),
     }
+
+
+def _seconds(fold: Fold) -> dict[str, float]:
+    """Seconds of training by stage; those of stage extract are of the bags it left, and lie before those of mil."""
+    if fold.run.features:
+        return fold.seconds
+    files = fold.bags([*fold.training(), *fold.held()]).files
+    extract = round(sum(load_provenance(file)["seconds"] for file in files), 1)
+    before = {name: value for name, value in fold.seconds.items() if name != "mil"}
+    return before | {"extract": extract} | {name: fold.seconds[name] for name in fold.seconds.keys() - before.keys()}
 
 
 def _lesion_files(fold: Fold) -> list[Path]:

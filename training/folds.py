@@ -46,6 +46,11 @@ def split_cohort(cohort: Cohort, *, folds: int = 5, validation: float = 0.2, see
     if cohort.has_folds:
         numbers = np.array([s.fold for s in cohort.slides])
         tests = {int(fold): rows[numbers == fold] for fold in np.unique(numbers)}
+        if len(tests) == 1:
+            raise CohortError(
+                f"{cohort.source}: all slides are in fold {next(iter(tests))}, and none is left to learn from when it "
+                "is tested: give several folds, or leave the column out."
+            )
     else:
         tests = dict(enumerate(_draw(cohort, rows, folds, seed)))
     return {

@@ -5,6 +5,7 @@ inside, whose zeros are not exact, it is what is brighter than half. Transparent
 the stored numbers that count, also where zero is to be shown white: ImageJ and tifffile store bilevel masks so.
 """
 
+import logging
 import mmap
 import tempfile
 from collections.abc import Callable, Iterator
@@ -24,9 +25,12 @@ SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg")
 PROPORTION_TOLERANCE = 0.02
 """By how much the ratio of a mask's sides may differ from the slide's."""
 
+_log = logging.getLogger(__name__)
 Judge = Callable[[NDArray[Any]], NDArray[np.bool_]]
 """Says which pixels are lesion: (H, W, S) samples of one kind in, (H, W) bool out; S counts no alpha sample."""
 
+_LIKE_TISSUE = 0.1  # share of pixels with a colour of their own, neither dark nor bright, from which a mask is doubted
+_SAMPLED = 4096  # pixels of a block that are looked at for it
 _IN_MEMORY_BYTES = 256 << 20  # a larger picture is decoded into a temporary file
 _STRIP_PX = 4 << 20
 _LOSSY_TIFF = (6, 7, 33003, 33004, 33005, 34712, 34892)  # JPEG and JPEG 2000
@@ -39,6 +43,18 @@ class _Block:
     left: int
     top: int
     lesion: NDArray[np.bool_]
+    like_tissue: bool = False
+
+
+def like_tissue(samples: NDArray[Any]) -> bool:
+    """Whether many pixels of a colour picture, (H, W, S) uint8, have colours of their own as photographs have."""
+    if samples.shape[-1] < 3 or samples.dtype != np.uint8:
+        return False
+    pixels = samples[..., :3].reshape(-1, 3)
+    pixels = pixels[:: max(1, len(pixels) // _SAMPLED)]
+    brightest = pixels.max(axis=1)
+    between = pixels[(brightest > 48) & (brightest < 224)]
+    return len(np.unique(between, axis=0)) > _LIKE_TISSUE * max(len(pixels), _SAMPLED)
 
 
 def not_zero(samples: NDArray[Any]) -> NDArray[np.bool_]:
@@ -73,7 +89,7 @@ def read_mask(
         with _tiff_blocks(path, shape, judge) if tiff else _flat_blocks(path, judge) as (size, blocks):
             if slide_size is not None:
                 _check_proportions(path, size, slide_size)
-            return _area_sampled(size, blocks, shape)
+            return _area_sampled(path, size, blocks, shape)
     except AnnotationError:
         raise
     except MsamilError as error:
@@ -100,11 +116,17 @@ def _check_proportions(path: Path, size: tuple[int, int], slide_size: tuple[int,
         )
 
 
-def _area_sampled(size: tuple[int, int], blocks: Iterator[_Block], shape: tuple[int, int]) -> NDArray[np.bool_]:
+def _area_sampled(
+    path: Path, size: tuple[int, int], blocks: Iterator[_Block], shape: tuple[int, int]
+) -> NDArray[np.bool_]:
     """Blocks of a mask of ``size`` (width, height) as (h, w) bool: lesion where it covers more than half of a pixel."""
     edges_x, edges_y = (np.linspace(0, size[axis], shape[1 - axis] + 1, dtype=np.float64) for axis in (0, 1))
     covered = np.zeros(shape)  # mask px of lesion in each pixel, with fractions at the borders
+    doubted = False
     for block in blocks:
+        if block.like_tissue and not doubted:
+            doubted = True
+            _log.warning("%s looks like a picture of tissue, not like a mask: all that is not black is lesion", path)
         if not block.lesion.any():
             continue
         columns, along_x = _sums(block.lesion, edges_x - block.left, axis=1)
@@ -161,7 +183,7 @@ def _strips(array: NDArray[Any], judge: Judge) -> Iterator[_Block]:
         samples = samples[..., None] if samples.ndim == 2 else samples  # (h, W, S)
         visible = samples[..., -1] > 0 if samples.shape[-1] in (2, 4) else True
         colours = samples[..., :-1] if samples.shape[-1] in (2, 4) else samples
-        yield _Block(0, top, judge(colours) & visible)
+        yield _Block(0, top, judge(colours) & visible, like_tissue(colours))
 
 
 @contextmanager
@@ -199,13 +221,13 @@ def _page_blocks(page: Any, judge: Judge | None) -> Iterator[_Block]:
         rows = max(1, _STRIP_PX // page.imagewidth)
         for first in range(0, page.imagelength, rows):
             samples = np.asarray(stored[first : first + rows]).reshape(-1, page.imagewidth, page.samplesperpixel)
-            yield _Block(0, first, _judged(samples, page, judge))
+            yield _Block(0, first, _judged(samples, page, judge), like_tissue(samples))
         return
     for data, index, _ in page.segments(maxworkers=1):
         if data is not None:  # nothing is stored where nothing was drawn
             samples = data[0]  # (1, h, w, S) -> (h, w, S)
             inside = samples[: page.imagelength - index[2], : page.imagewidth - index[3]]
-            yield _Block(index[3], index[2], _judged(inside, page, judge))
+            yield _Block(index[3], index[2], _judged(inside, page, judge), like_tissue(inside))
 
 
 def _judged(samples: NDArray[Any], page: Any, judge: Judge) -> NDArray[np.bool_]:

@@ -137,16 +137,18 @@ class Predictions:
         return [tuple(name for name, one in zip(self.classes, row, strict=True) if one) for row in numbers]
 
     def write_csv(self, path: Path, *, temperature: Temperature = 1.0) -> None:
-        """Write slide, patient, label, predicted label and one column of probability per class; whole or not at all.
+        """Write slide, patient, label, predicted label, and per class its probability and logit; whole or not at all.
 
-        Labels of several classes are written as in the table of slides.
+        Probabilities are those after the temperature, logits those before it. Labels of several classes are written as
+        in the table of slides.
         """
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["slide", "patient", "label", "predicted", *(f"probability of {c}" for c in self.classes)])
+        heads = [f"{what} of {name}" for what in ("probability", "logit") for name in self.classes]
+        writer.writerow(["slide", "patient", "label", "predicted", *heads])
         said = self._labels(self.targets), self._labels(self.predicted)
         for slide, patient, label, predicted, row in zip(
-            self.slides, self.patients, *said, self.probabilities(temperature), strict=True
+            self.slides, self.patients, *said, np.hstack([self.probabilities(temperature), self.logits]), strict=True
         ):
             cells = [f"{value:.6g}" for value in row]
             writer.writerow([slide, patient, write_label(label), write_label(predicted), *cells])

@@ -21,6 +21,8 @@ FIGURES = {
     "loss.png": "Training loss and validation score",
 }
 """Files that the report links to where they lie in its folder, and what they show."""
+FEW_SLIDES = 20
+"""A validation part smaller than this is spoken of as small."""
 _NAMES = {
     "auc": "AUC",
     "accuracy": "Accuracy",
@@ -80,7 +82,7 @@ def _data(cohort: Mapping[str, Any], folds: Sequence[Mapping[str, Any]]) -> Iter
     yield (
         f"{cohort['slides']} slides of {cohort['patients']} patients in {len(cohort['classes'])} classes; all slides "
         "of a patient are in the same part. Weights were trained on the training part, and chosen and calibrated on "
-        "the validation part; all numbers below are of test parts."
+        "the validation part; all numbers below are of test parts, but where they say otherwise."
     )
     if not cohort["exclusive"]:
         yield NOT_EXCLUSIVE
@@ -109,7 +111,12 @@ def _results(result: Mapping[str, Any]) -> Iterable[str]:
         rows.append(["95 % interval", *(interval(before["intervals"][name]) for name in names)])
     yield table(["", *(_NAMES[name] for name in names)], rows)
     how = (_how_measured if result["cohort"]["exclusive"] else how_measured)(pooled)
-    yield f"{how} Standard deviation: between folds. {RESEARCH_USE}"
+    at = number(result["pooled_calibrated"].get("auc"))
+    both = (
+        f" Pooled are the logits of all folds as they are; at each fold's own temperature, as the probabilities of "
+        f"predictions.csv are, the pooled AUC is {at}."
+    )
+    yield f"{how} Standard deviation: between folds.{both if len(folds) > 1 else ''} {RESEARCH_USE}"
 
 
 def _how_measured(pooled: Mapping[str, Any]) -> str:
@@ -189,7 +196,8 @@ def _figures(folder: Path) -> Iterable[str]:
         yield "## Figures"
         yield "\n\n".join(found)
     if (folder / "predictions.csv").is_file():
-        yield "Every test slide with its probabilities: [predictions.csv](predictions.csv)."
+        said = "its logits, and its probabilities at the fitted temperature"
+        yield f"Every test slide with {said}: [predictions.csv](predictions.csv)."
 
 
 def _limits(result: Mapping[str, Any]) -> Iterable[str]:
@@ -203,6 +211,14 @@ def _limits(result: Mapping[str, Any]) -> Iterable[str]:
     if len(folds) > 1:
         points.append(
             f"What one model file will do: pooled numbers mix the scores of {len(folds)} models, each on its own fold."
+        )
+    few = min(fold["slides"]["validation"] for fold in folds)
+    if few < FEW_SLIDES:
+        points.append(
+            f"That the best weights and the right temperature were found: {count(few, 'validation slide')} chose them."
+            if len(folds) == 1
+            else f"That the best weights and the right temperatures were found: as few as {few} validation slides of a "
+            "fold chose them."
         )
     fixed = pooled["bootstrap"]["single_patient_classes"]
     if fixed:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
@@ -34,7 +35,7 @@ from .cohort import (
     written_path,
 )
 from .config import Config, ConfigError, differences
-from .distributed import rank, wait_for_all
+from .distributed import rank, wait_for_all, world
 from .folds import Parts, split_cohort
 from .h5 import FeatureFolders
 from .labels import membership, write_label
@@ -174,7 +175,8 @@ def _enter(run: Run) -> None:
         raise RunError(f"{folder} cannot be made a run's folder, since {above} {what}: choose another --out.")
     if folder.exists() and any(folder.iterdir()):
         raise RunError(f"{folder} is not empty and holds no run: choose another --out.")
-    faults = check_cohort(cohort, folds=config.folds, files=not (run.features or config.machine.skip_bad_slides))
+    files = not (run.features or config.machine.skip_bad_slides)
+    faults = check_cohort(cohort, folds=config.folds, files=files, finest_mpp=run.card.scales_mpp[0])
     if faults:
         raise CohortError(f"{cohort.source} cannot be trained on: " + "; ".join(faults) + ".")
     run.parts()  # raises before anything is written
@@ -258,7 +260,13 @@ def _by_path(cohort: Cohort) -> dict[Path, CohortSlide]:
 def _write_facts(run: Run) -> None:
     """Settings, slides, parts and versions, before the first step; the settings last, since they make it a run."""
     folder = run.folder
-    facts = versions() | {"system": platform.platform(), "device": run.device.name, "command": run.command}
+    facts: dict[str, Any] = versions() | {
+        "system": platform.platform(),
+        "device": run.device.name,
+        "processes": world(),
+        "threads": torch.get_num_threads(),
+        "command": run.command,
+    }
     parts = run.parts()
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")

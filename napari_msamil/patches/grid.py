@@ -227,12 +227,17 @@ def _cells(scales: Sequence[Scale]) -> list[int]:
 def _check_slide(slide_size: tuple[int, int], slide_mpp: tuple[float, float], finest: Scale) -> None:
     if min(slide_size) < 1 or not all(np.isfinite(mpp) and mpp > 0 for mpp in slide_mpp):
         raise ValueError(f"a slide needs a positive size and mpp, not {slide_size} px at {slide_mpp} µm/px")
+    refuse_coarse(slide_mpp, finest.mpp)
+
+
+def refuse_coarse(slide_mpp: tuple[float, float], finest_mpp: float) -> None:
+    """Raise SlideError where a slide's pixels are wider than those of the finest patches, but for a little."""
     coarsest_mpp = max(slide_mpp)
-    if coarsest_mpp > MAX_ENLARGEMENT * finest.mpp:
+    if coarsest_mpp > MAX_ENLARGEMENT * finest_mpp:
         raise SlideError(
-            f"The slide's finest pixels are {coarsest_mpp:.4g} µm wide, but the model looks at {finest.mpp:g} µm/px: "
-            f"its patches would be enlarged {coarsest_mpp / finest.mpp:.2f} times, more than the {MAX_ENLARGEMENT:.2f} "
-            f"allowed. Use a scan of {MAX_ENLARGEMENT * finest.mpp:.4g} µm/px or finer, a model for coarser slides, or "
+            f"The slide's finest pixels are {coarsest_mpp:.4g} µm wide, but the model looks at {finest_mpp:g} µm/px: "
+            f"its patches would be enlarged {coarsest_mpp / finest_mpp:.2f} times, more than the {MAX_ENLARGEMENT:.2f} "
+            f"allowed. Use a scan of {MAX_ENLARGEMENT * finest_mpp:.4g} µm/px or finer, a model for coarser slides, or "
             "correct the mpp if it is wrong."
         )
 

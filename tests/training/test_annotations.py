@@ -13,6 +13,7 @@ from PIL import Image
 from napari_msamil.errors import AnnotationError
 from napari_msamil.training import mask_image
 from napari_msamil.training.annotations import read_lesion
+from napari_msamil.training.datasets.synthetic import synthetic_slide
 
 SLIDE = (4000, 2000)  # width, height in level-0 px
 SHAPE = (20, 40)  # a mask pixel is 100 level-0 px
@@ -236,3 +237,20 @@ def test_a_stack_is_no_mask_and_a_missing_file_is_missed(tmp_path: Path) -> None
         read_lesion(tmp_path / "stack.tif", SLIDE, SHAPE)
     with pytest.raises(AnnotationError, match="There is no lesion file"):
         read_lesion(tmp_path / "gone.png", SLIDE, SHAPE)
+
+
+@pytest.mark.parametrize("kind", ["png", "jpg"])
+def test_a_picture_of_tissue_in_the_place_of_a_mask_is_doubted(
+    tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    painted = np.zeros((256, 256, 3), np.uint8)
+    painted[64:128, 64:200] = (255, 0, 0)
+    painted[140:, :90] = (0, 128, 0)
+    Image.fromarray(painted).save(tmp_path / f"mask.{kind}")
+    mask_image.read_mask(tmp_path / f"mask.{kind}", None, (64, 64))
+    assert not caplog.records
+    tissue = synthetic_slide(0, lesion=True, size_px=512).rgb
+    Image.fromarray(tissue).save(tmp_path / f"tissue.{kind}")
+    mask_image.read_mask(tmp_path / f"tissue.{kind}", None, (64, 64))
+    [record] = caplog.records
+    assert f"tissue.{kind} looks like a picture of tissue, not like a mask" in record.getMessage()

@@ -207,3 +207,26 @@ def test_a_class_too_rare_to_be_held_out_is_named(table: Callable[..., Path]) ->
     rows = [f"s{k}.tif,{'ab'[k % 2]},p{k}" for k in range(4)]
     with pytest.raises(CohortError, match="has one patient left"):
         split_cohort(read_cohort(table(*rows)), folds=2)
+
+
+def test_slides_coarser_than_the_model_are_named_before_training(table: Callable[..., Path], tmp_path: Path) -> None:
+    for number in range(2):
+        write_sample_slide(tmp_path / f"s{number}.tif", size_px=512)
+    cohort = read_cohort(table("s0.tif,a,p0,", "s1.tif,b,p1,4", header=HEADER + ",mpp"))
+    faults = check_cohort(cohort, folds=1, finest_mpp=1.0)
+    assert len(faults) == 1
+    assert faults[0].startswith("s1.tif: The slide's finest pixels are 4 µm wide, but the model looks at 1 µm/px")
+
+
+def test_a_scale_that_is_not_the_files_own_is_warned_of(
+    table: Callable[..., Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_sample_slide(tmp_path / "s0.tif", size_px=512)
+    check_cohort(read_cohort(table("s0.tif,a,p0,1.1", header=HEADER + ",mpp")))
+    assert "s0.tif states 1 µm per pixel; the 1.1 given by hand is used instead" in caplog.text
+
+
+def test_a_table_of_one_fold_is_refused(table: Callable[..., Path]) -> None:
+    lines = [f"s{k}.tif,{'ab'[k % 2]},p{k},3" for k in range(6)]
+    with pytest.raises(CohortError, match="all slides are in fold 3, and none is left to learn from"):
+        split_cohort(read_cohort(table(*lines, header=HEADER + ",fold"), files=False))

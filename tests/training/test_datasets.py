@@ -404,13 +404,14 @@ def test_drawn_slides_have_a_lesion_every_other_time_and_come_again(tmp_path: Pa
 # --- The command line
 
 
-def test_the_command_writes_checks_and_does_not_replace(tmp_path: Path) -> None:
-    for name in ("a/1.tif", "a/2.tif", "b/3.tif", "b/4.tif"):
-        picture(tmp_path / "tree" / name)
+def test_the_command_writes_checks_and_does_not_replace(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for number in range(8):
+        picture(tmp_path / "tree" / "ab"[number % 2] / f"{number}.tif")
     command = ["cohort", "from", "folders", str(tmp_path / "tree"), "--out", str(tmp_path / "out"), "--mpp", "0.5"]
     done = CliRunner().invoke(app, command)
     assert done.exit_code == 0, done.exception
-    assert "4 slides of 4 patients, classes a, b" in done.stdout
+    assert "8 slides of 8 patients, classes a, b" in done.stdout
+    assert "each file counts as a patient of its own" in caplog.text
     done = CliRunner().invoke(app, ["cohort", "check", str(tmp_path / "out" / "cohort.csv"), "--folds", "2"])
     assert "no faults" in done.stdout
     assert isinstance(CliRunner().invoke(app, command).exception, ResultExistsError)

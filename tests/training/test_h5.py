@@ -115,6 +115,9 @@ def test_an_aggregator_alone_says_that_it_classifies_no_slide(cohort: Path, fold
         ModelFileError, match=r"cannot classify a slide: it is an aggregator alone.*Use a model that was"
     ):
         open_model(file)  # as napari and `msamil classify` do
+    shown = " ".join(CliRunner().invoke(app, ["model", "show", str(file)]).stdout.split())
+    assert "features made elsewhere" in shown
+    assert "is lesion" not in shown
     assert "whole and unchanged msamil model" in CliRunner().invoke(app, ["model", "verify", str(file)]).stdout
 
 

@@ -131,12 +131,12 @@ def test_checking_names_classes_that_everybody_has_or_hardly_anybody(
 
 
 def test_the_check_says_how_labels_were_understood(table: Callable[..., Path], tmp_path: Path) -> None:
-    for number in range(4):
+    for number in range(8):
         write_sample_slide(tmp_path / f"s{number}.tif", size_px=512)
-    path = table("s0.tif,a;b,p0", "s1.tif,none,p1", "s2.tif,none,p2", "s3.tif,a;b,p3")
+    path = table(*(f"s{number}.tif,{('a;b', 'none')[number % 2]},p{number}" for number in range(8)))
     done = CliRunner().invoke(app, ["cohort", "check", str(path), "--folds", "2"])
     assert done.exit_code == 0, done.output
-    assert "classes a, b, which do not exclude each other (column labels): 2 slides have several, 0 one, 2 none" in (
+    assert "classes a, b, which do not exclude each other (column labels): 4 slides have several, 0 one, 4 none" in (
         done.stdout
     )
 

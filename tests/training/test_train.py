@@ -82,6 +82,8 @@ def test_what_comes_out_is_a_model_that_classifies_as_its_evaluation_did(finishe
     told = (finished / "predictions.csv").read_text().splitlines()
     [line] = [line for line in csv.DictReader(told) if Path(line["slide"]).name == slide.path.name]
     np.testing.assert_allclose(found, [float(line[f"probability of {name}"]) for name in card.classes], atol=1e-5)
+    np.testing.assert_allclose(logits["logits"][0], [float(line[f"logit of {n}"]) for n in card.classes], rtol=1e-5)
+    assert {"segment", "end-to-end", "extract", "mil"} == results[chosen]["seconds"].keys()
 
 
 def test_every_slide_is_tested_once_and_the_report_stands_on_them(finished: Path, cohort: Path) -> None:

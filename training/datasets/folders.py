@@ -8,6 +8,7 @@ Such a tree names no patients. Unless a pattern says how to read them from the p
 its own; with several slides per patient figures then come out too good, so give the pattern.
 """
 
+import logging
 import re
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from napari_msamil.slide.detect import SLIDE_SUFFIXES
 from ..cohort import CohortError, CohortSlide
 from .files import refuse_faults, table_path, write_table
 
+logger = logging.getLogger(__name__)
 NAME = "slides in one folder per class"
 _LESIONS = (".geojson", ".xml", "_mask.png", "_mask.tif", "_mask.tiff", "_mask.jpg")
 
@@ -46,6 +48,11 @@ def write(
         ResultExistsError: The table is already there.
     """
     folder, table = Path(folder), table_path(out, overwrite=overwrite)
+    if patient is None:
+        logger.warning(
+            "each file counts as a patient of its own: where a patient has several slides, say by --patient how their "
+            "paths name him, or figures come out too good"
+        )
     try:
         pattern = re.compile(patient) if patient else None
     except re.error as error:
