@@ -47,13 +47,13 @@ def check(
 ) -> None:
     """Open every slide and lesion of a table and name everything that keeps it from being trained on."""
     from napari_msamil.training.cohort import CohortError, check_cohort, read_cohort
-    from napari_msamil.training.folds import split_cohort
+    from napari_msamil.training.folds import refuse_unchosen_segmenters, split_cohort
 
     cohort = read_cohort(file)
     faults = check_cohort(cohort, folds=folds)
     if faults:
         raise CohortError(f"{file} cannot be trained on: " + "; ".join(faults) + ".")
-    split_cohort(cohort, folds=folds)  # raises where a class has too few patients for three parts
+    refuse_unchosen_segmenters(cohort, split_cohort(cohort, folds=folds))  # which refuses too few patients
     print(f"{_cohort_line(file)}; no faults")
 
 

@@ -107,6 +107,15 @@ class Cohort:
         """Whether the table tells of no slide where its lesion is, or that it has none."""
         return not any(slide.lesion or slide.lesion_free for slide in self.slides)
 
+    @property
+    def name(self) -> str:
+        """What it is called: the table's name, or that of its folder where the table has the usual one."""
+        return self.source.resolve().parent.name if self.source.name == TABLE else self.source.stem
+
+    def rows_with_lesion(self, rows: Sequence[int]) -> list[int]:
+        """Those of some rows whose lesion is known, be it none."""
+        return [row for row in rows if self.slides[row].lesion is not None or self.slides[row].lesion_free]
+
     def targets(self) -> NDArray[np.int64]:
         """Index of each slide's class, (n,); where classes do not exclude each other, 0 and 1 for each, (n, C)."""
         if self.exclusive:

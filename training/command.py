@@ -50,7 +50,7 @@ def run_training(
         except ReadError as error:
             raise type(error)(
                 f"{error} Repair the file and give the same command again, or leave out slides that cannot be read: "
-                "machine.skip_bad_slides=true and another --out."
+                "machine.skip_bad_slides=true."
             ) from error
         return finish(run) if rank() == 0 else None
 

@@ -133,7 +133,7 @@ def finish(run: Run) -> Path | None:
         run.folder,
         {
             "cohort": {
-                "name": run.cohort.source.resolve().parent.name,
+                "name": run.cohort.name,
                 "slides": len(run.cohort.slides),
                 "patients": len({slide.patient for slide in run.cohort.slides}),
                 "classes": class_counts(run.cohort, everything),
@@ -282,7 +282,7 @@ def _finished_card(run: Run, fold: Fold, result: dict[str, Any]) -> Card:
         "lesion mask, validation": result["segment"],
         "versions": versions(),
     }
-    data, own = cohort.source.resolve().parent.name, run.card.name
+    data, own = cohort.name, run.card.name
     return run.card.model_copy(
         update={
             "name": f"{data} ({own})" if own == f"msamil-{run.config.preset}" else own,

@@ -1,6 +1,6 @@
 """Which slides are learned from, which choose weights and which test them: cut by patient, classes spread evenly."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,6 +57,22 @@ def split_cohort(cohort: Cohort, *, folds: int = 5, validation: float = 0.2, see
         fold: Parts(*_held_out(cohort, np.setdiff1d(rows, test), validation, seed), test)
         for fold, test in tests.items()
     }
+
+
+def refuse_unchosen_segmenters(cohort: Cohort, parts: Mapping[int, Parts]) -> None:
+    """Raise CohortError where lesions are known to learn from, and none to choose the segmenter by."""
+    found = [
+        fold
+        for fold, part in parts.items()
+        if cohort.rows_with_lesion(part.training.tolist()) and not cohort.rows_with_lesion(part.validation.tolist())
+    ]
+    if found:
+        which = f"fold{'s' if len(found) > 1 else ''} {', '.join(map(str, found))}"
+        raise CohortError(
+            f"{cohort.source}: {which} would have no validation slide with a known lesion to choose the segmenter by: "
+            "mark the lesions of more slides ('none' where there is none), set another seed, or leave the whole column "
+            "lesion empty to do without."
+        )
 
 
 def _held_out(

@@ -8,7 +8,7 @@ from typing import Any
 
 from .config import Config
 from .loop import Plan
-from .run import Run, rows_with_lesion
+from .run import Run
 
 _WARM_UP = 0.05  # share of a stage's steps in which the learning rate rises
 _PRETRAIN_SCORES = 10
@@ -37,7 +37,7 @@ def plan_of(stage: str, run: Run, training: Sequence[int], held: Sequence[int]) 
     config = run.config
     steps, rate, score_every, patience, weight_decay = 0, 0.0, 0, 0, 1e-4
     if stage == "segment":
-        score_every = math.ceil(len(rows_with_lesion(run.cohort, training)) / config.segment.batch)
+        score_every = math.ceil(len(run.cohort.rows_with_lesion(training)) / config.segment.batch)
         steps, rate = config.segment.epochs * score_every, config.segment.learning_rate
         patience = config.segment.patience
     elif stage == "pretrain":

@@ -36,7 +36,7 @@ from .cohort import (
 )
 from .config import Config, ConfigError, differences
 from .distributed import rank, wait_for_all, world
-from .folds import Parts, split_cohort
+from .folds import Parts, refuse_unchosen_segmenters, split_cohort
 from .h5 import FeatureFolders
 from .labels import membership, write_label
 from .log import summary_writer
@@ -156,6 +156,8 @@ def begin(config: Config, cohort: Cohort, folder: Path, *, command: str) -> Run:
         card = _without_segmenter(card)
     run = Run(folder, config, cohort, card, device, command, features, files, bad)
     run.of_this_command()  # raises
+    if not run.features:
+        refuse_unchosen_segmenters(cohort, run.parts())
     _look_at_reused(run)
     if rank() == 0:  # the others would see a folder that is half written
         _enter(run)
@@ -296,11 +298,6 @@ def versions() -> dict[str, str]:
     """Of all that the numbers of a run may depend on."""
     names = ("napari-msamil", "torch", "timm", "segmentation-models-pytorch", "numpy", "pillow", "tiffslide")
     return {name: version(name) for name in names} | {"python": platform.python_version()}
-
-
-def rows_with_lesion(cohort: Cohort, rows: Sequence[int]) -> list[int]:
-    """Those of some rows whose lesion is known, be it none."""
-    return [row for row in rows if cohort.slides[row].lesion is not None or cohort.slides[row].lesion_free]
 
 
 def class_counts(cohort: Cohort, rows: Sequence[int]) -> dict[str, int]:

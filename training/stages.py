@@ -25,7 +25,7 @@ from .mil import train_aggregator
 from .networks import start_from_imagenet, start_from_segmenter
 from .plans import plan_of
 from .pretrain import pretrain_extractor
-from .run import Run, RunError, rows_with_lesion
+from .run import Run, RunError
 from .segmentation import lesion_overlaps, sum_overlaps, train_segmenter
 from .slides import SlideStore
 
@@ -133,7 +133,7 @@ class Fold:
     # ---- stages
 
     def _segment(self) -> None:
-        known, held = (rows_with_lesion(self.run.cohort, rows) for rows in (self.training(), self.held()))
+        known, held = (self.run.cohort.rows_with_lesion(rows) for rows in (self.training(), self.held()))
         if not known:
             _log.warning("fold %d: no training slide has a known lesion; stage segment is left out", self.number)
             return
@@ -153,7 +153,7 @@ class Fold:
         self._note("segment", state, _SCORES["segment"])
 
     def _pretrain(self) -> None:
-        known, held = (rows_with_lesion(self.run.cohort, rows) for rows in (self.training(), self.held()))
+        known, held = (self.run.cohort.rows_with_lesion(rows) for rows in (self.training(), self.held()))
         if not self._pretrains():
             _log.warning("fold %d: no training slide has a known lesion; stage pretrain is left out", self.number)
             return
@@ -166,7 +166,7 @@ class Fold:
 
     def _pretrains(self) -> bool:
         """Whether the extractor learns from lesions first; stage segment has seen to it that these can be validated."""
-        return self.run.config.pretrain.steps > 0 and bool(rows_with_lesion(self.run.cohort, self.training()))
+        return self.run.config.pretrain.steps > 0 and bool(self.run.cohort.rows_with_lesion(self.training()))
 
     def _end_to_end(self) -> None:
         settings = self.run.config.end_to_end
@@ -255,7 +255,7 @@ class Fold:
 
     def _take_over_segmenter(self) -> None:
         """Also by the extractor, if that is wanted; stages that train it go on from there."""
-        if rows_with_lesion(self.run.cohort, self.training()):
+        if self.run.cohort.rows_with_lesion(self.training()):
             self._take_over_best("segment", {"segmenter": self.model.segmenter})
         if self.run.config.end_to_end.start == "segmenter":
             start_from_segmenter(self.model)
@@ -289,7 +289,8 @@ class Fold:
             try:
                 state, _ = load_checkpoint(other, asdict(plan), {}, None)
             except CheckpointError as error:
-                _log.info("fold %d: %s is not taken over: %s", self.number, stage, error)
+                why = str(error).partition("cannot be resumed: ")[2].partition(". ")[0] or str(error)
+                _log.info("fold %d: %s is made anew, not taken over: %s", self.number, stage, why)
             else:
                 kept = SlideStore(self.run.cohort.slides, self.run.card, source / THUMBNAILS)
                 changed = list(filter(None, map(kept.changed, [*self.training(), *self.held()])))
@@ -309,7 +310,7 @@ class Fold:
 
     def segment_figures(self) -> dict[str, float] | None:
         """Validation IoU and Dice of the lesion mask, and of the mask that holds every pixel; None without masks."""
-        held = rows_with_lesion(self.run.cohort, self.held())
+        held = self.run.cohort.rows_with_lesion(self.held())
         if not held or "segment" not in self.seconds:
             return None
         thumbnails = [self._store.square(row) for row in held]

@@ -9,13 +9,14 @@ import pytest
 from napari_msamil.errors import ResultExistsError
 from napari_msamil.slide.sample import write_sample_slide
 from napari_msamil.training.cohort import (
+    Cohort,
     CohortError,
     CohortSlide,
     check_cohort,
     read_cohort,
     write_cohort,
 )
-from napari_msamil.training.folds import split_cohort
+from napari_msamil.training.folds import refuse_unchosen_segmenters, split_cohort
 
 HEADER = "slide,label,patient"
 
@@ -230,3 +231,16 @@ def test_a_table_of_one_fold_is_refused(table: Callable[..., Path]) -> None:
     lines = [f"s{k}.tif,{'ab'[k % 2]},p{k},3" for k in range(6)]
     with pytest.raises(CohortError, match="all slides are in fold 3, and none is left to learn from"):
         split_cohort(read_cohort(table(*lines, header=HEADER + ",fold"), files=False))
+
+
+def test_lesions_to_learn_from_and_none_to_choose_by_are_refused_before_training(table: Callable[..., Path]) -> None:
+    parts = ["training"] * 4 + ["validation"] * 2 + ["test"] * 2
+
+    def cohort(*marked: int) -> Cohort:
+        rows = [f"s{k}.tif,{'ab'[k % 2]},p{k},{part},{'none' * (k in marked)}" for k, part in enumerate(parts)]
+        return read_cohort(table(*rows, header=HEADER + ",split,lesion"), files=False)
+
+    with pytest.raises(CohortError, match="fold 0 would have no validation slide with a known lesion"):
+        refuse_unchosen_segmenters(cohort(0, 7), split_cohort(cohort(0, 7)))
+    for marked in ((0, 4), (4,), ()):
+        refuse_unchosen_segmenters(cohort(*marked), split_cohort(cohort(*marked)))

@@ -381,9 +381,11 @@ def test_a_signal_between_steps_ends_with_a_sentence_too(
     cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:
     monkeypatch.setattr(command, "finish", lambda _: signal.raise_signal(number))
+    usual = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(StoppedError, match=r"was stopped\. The same command goes on"):
         train("segment", cohort, tmp_path / "run", "segment.epochs=1")
+    signal.signal(signal.SIGINT, usual)
     assert signal.getsignal(signal.SIGTERM) == before
 
 
