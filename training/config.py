@@ -106,7 +106,7 @@ class EndToEnd(Frozen):
     epochs: int = Field(default=50, ge=0)
     patches: int = Field(default=200, ge=1)
     sample: Literal["uniform", "quota"] = "uniform"
-    chunk: int = Field(default=8, ge=1)
+    chunk: int = Field(default=4, ge=1)
     accum: int = Field(default=4, ge=1)
     start: Literal["segmenter", "random", "imagenet"] = "segmenter"
     freeze: bool = False
