@@ -74,7 +74,7 @@ def _measure(preset: str, patches: int) -> dict[str, Any]:
 
     tune_allocator()
     # overlapping patches, for there are not 2000 others on this slide
-    config = read_config(preset, [f"end_to_end.patches={patches}", "model.overlap=0.75", "end_to_end.chunk=4"])
+    config = read_config(preset, [f"end_to_end.patches={patches}", "model.overlap=0.75"])
     card = config.card(("a", "b"))
     native = choose_device("cpu", cpu_precision="bf16").precision == "bf16"
     bf16 = native and config.end_to_end.precision == "auto"
