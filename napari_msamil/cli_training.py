@@ -46,14 +46,15 @@ def check(
     folds: Annotated[int, typer.Option(help="Folds to draw where the table has none.", min=2)] = 5,
 ) -> None:
     """Open every slide and lesion of a table and name everything that keeps it from being trained on."""
-    from napari_msamil.training.cohort import CohortError, check_cohort, read_cohort
-    from napari_msamil.training.folds import refuse_unchosen_segmenters, split_cohort
+    from napari_msamil.training.cohort import CohortError, read_cohort
+    from napari_msamil.training.cohort_check import check_cohort
+    from napari_msamil.training.folds import refuse_untrainable_segmenters, split_cohort
 
     cohort = read_cohort(file)
     faults = check_cohort(cohort, folds=folds)
     if faults:
         raise CohortError(f"{file} cannot be trained on: " + "; ".join(faults) + ".")
-    refuse_unchosen_segmenters(cohort, split_cohort(cohort, folds=folds))  # which refuses too few patients
+    refuse_untrainable_segmenters(cohort, split_cohort(cohort, folds=folds))  # which refuses too few patients
     print(f"{_cohort_line(file)}; no faults")
 
 

@@ -1,8 +1,7 @@
-"""The table of slides that training works on: one CSV, read and checked as a whole."""
+"""The table of slides that training works on: one CSV, read as a whole; `cohort_check` looks into the slides."""
 
 import csv
 import io
-import logging
 import math
 import re
 from collections import Counter, defaultdict
@@ -15,11 +14,9 @@ from numpy.typing import NDArray
 
 from napari_msamil.errors import MsamilError, ResultExistsError
 from napari_msamil.files import write_atomically
-from napari_msamil.patches.grid import refuse_coarse
-from napari_msamil.slide.slide import Slide, open_slide
 
-from .annotations import ANNOTATIONS, read_lesion
-from .labels import SEPARATOR, Label, membership, read_label, write_label
+from .annotations import ANNOTATIONS
+from .labels import SEPARATOR, Label, read_label, write_label
 
 REQUIRED = ("slide", "label", "patient")
 SEVERAL = "labels"
@@ -31,9 +28,7 @@ SPLITS = ("training", "validation", "test")
 NO_LESION = "none"
 """In the lesion column: the slide is known to have no lesion. An empty cell says that nobody has marked it."""
 
-_log = logging.getLogger(__name__)
 _LISTED = 20  # faults written out; the rest are counted
-_CHECKED_PX = 512  # longest side of the masks that are read to see whether they can be
 
 
 class CohortError(MsamilError):
@@ -216,85 +211,6 @@ def refuse_existing(path: Path, *, overwrite: bool) -> None:
     """Raise ResultExistsError where a table would be replaced that nobody asked to replace."""
     if path.exists() and not overwrite:
         raise ResultExistsError(f"{path} is already there: choose another folder, or ask to overwrite it.")
-
-
-def check_cohort(cohort: Cohort, *, folds: int = 5, files: bool = True, finest_mpp: float | None = None) -> list[str]:
-    """Every fault that keeps a cohort from being trained on.
-
-    Opens each slide, reads each lesion file as far as a small mask needs it, and counts patients by class and part. A
-    µm per pixel in the table that is not the file's own is no fault, and warned of.
-
-    Args:
-        cohort: What `read_cohort` gave.
-        folds: Number of folds where the table has neither splits nor folds.
-        files: Whether to open them; False leaves it at counting.
-        finest_mpp: µm per pixel of the finest patches of the model, which a slide must be fine enough for; None: any.
-
-    Returns:
-        One sentence per fault; none means that training can begin.
-    """
-    faults: list[str] = []
-    for slide in cohort.slides if files else ():
-        try:
-            with open_slide(slide.path, slide.mpp) as opened:
-                if opened.mpp is None:
-                    faults.append(f"{slide.path.name} does not say its µm per pixel: fill in its mpp")
-                elif finest_mpp is not None:
-                    refuse_coarse(opened.mpp, finest_mpp)
-                for warning in opened.warnings if slide.mpp is not None else ():
-                    _log.warning("%s", warning)
-                if slide.lesion is not None:
-                    read_lesion(slide.lesion, (opened.width, opened.height), _small_shape(opened))
-        except MsamilError as error:
-            name, said = slide.path.name, str(error).removesuffix(".")
-            faults.append(said if name in said else f"{name}: {said}")
-    return faults + list(_class_faults(cohort, folds))
-
-
-def _class_faults(cohort: Cohort, folds: int) -> Iterator[str]:
-    """Classes that cannot be learned, or not tested."""
-    if len(cohort.classes) < 2 and cohort.exclusive:
-        yield f"all slides are {cohort.classes[0]!r}: a classifier needs at least two classes"
-        return
-    if len(cohort.classes) < 2:
-        yield f"{cohort.classes[0]!r} is the only class: name what the other slides are too, in a column label"
-        return
-    has = membership(cohort.targets(), len(cohort.classes))
-    for column, name in enumerate(cohort.classes):
-        if has[:, column].all():
-            yield f"every slide has class {name!r}: there is nothing to tell it from; leave the class out"
-        for split in ("training", "test") if cohort.has_splits else ():
-            part = has[[slide.split == split for slide in cohort.slides], column]
-            if not part.any():
-                yield f"the {split} part has no slide of class {name!r}"
-            elif not cohort.exclusive and part.all() and not has[:, column].all():
-                yield f"the {split} part has no slide without class {name!r}"
-    yield from _part_faults(cohort, has)
-    if not (cohort.has_splits or cohort.has_folds):
-        for who, found in cohort.patients_by_outcome(range(len(cohort.slides))).items():
-            if len(found) < folds:
-                many = f"{len(found)} patient{'' if len(found) == 1 else 's'}"
-                yield f"{who} {many} for {folds} folds: use fewer folds, or leave the class out"
-
-
-def _part_faults(cohort: Cohort, has: NDArray[np.bool_]) -> Iterator[str]:
-    """Folds of a table that leave nothing of a class to learn from, and a validation part that cannot tell classes."""
-    if cohort.has_splits:
-        part = has[[slide.split == "validation" for slide in cohort.slides]]
-        if len(part) and (part.all(0) | ~part.any(0)).all():
-            yield "the validation part has slides of one kind only, by which no weights can be chosen"
-    folds = np.array([slide.fold for slide in cohort.slides]) if cohort.has_folds else np.empty(0)
-    for fold in np.unique(folds):
-        rest = has[folds != fold]
-        gone = [name for name, any_left in zip(cohort.classes, rest.any(0), strict=True) if not any_left]
-        for name in gone if len(rest) else ():
-            yield f"all slides of class {name!r} are in fold {fold}: when it is tested, none is left to learn from"
-
-
-def _small_shape(slide: Slide) -> tuple[int, int]:
-    """(h, w) of a small mask of a slide, in its proportions."""
-    step = max(slide.width, slide.height, _CHECKED_PX) / _CHECKED_PX
-    return max(round(slide.height / step), 1), max(round(slide.width / step), 1)
 
 
 def _header_faults(header: Sequence[str]) -> Iterator[str]:

@@ -59,20 +59,22 @@ def split_cohort(cohort: Cohort, *, folds: int = 5, validation: float = 0.2, see
     }
 
 
-def refuse_unchosen_segmenters(cohort: Cohort, parts: Mapping[int, Parts]) -> None:
-    """Raise CohortError where lesions are known to learn from, and none to choose the segmenter by."""
-    found = [
-        fold
-        for fold, part in parts.items()
-        if cohort.rows_with_lesion(part.training.tolist()) and not cohort.rows_with_lesion(part.validation.tolist())
-    ]
-    if found:
-        which = f"fold{'s' if len(found) > 1 else ''} {', '.join(map(str, found))}"
-        raise CohortError(
-            f"{cohort.source}: {which} would have no validation slide with a known lesion to choose the segmenter by: "
-            "mark the lesions of more slides ('none' where there is none), set another seed, or leave the whole column "
-            "lesion empty to do without."
-        )
+def refuse_untrainable_segmenters(cohort: Cohort, parts: Mapping[int, Parts]) -> None:
+    """Raise CohortError where lesions are known to learn from, but all are empty, or none is there to choose by."""
+    known = {fold: cohort.rows_with_lesion(part.training.tolist()) for fold, part in parts.items()}
+    marked = [fold for fold, rows in known.items() if any(cohort.slides[row].lesion for row in rows)]
+    empty = [fold for fold, rows in known.items() if rows and fold not in marked]
+    unchosen = [fold for fold in marked if not cohort.rows_with_lesion(parts[fold].validation.tolist())]
+    for found, lack in (
+        (empty, "no training slide with a lesion to learn from, but some that have none"),
+        (unchosen, "no validation slide with a known lesion to choose the segmenter by"),
+    ):
+        if found:
+            which = f"fold{'s' if len(found) > 1 else ''} {', '.join(map(str, found))}"
+            raise CohortError(
+                f"{cohort.source}: {which} would have {lack}: mark the lesions of more slides ('none' where there is "
+                "none), set another seed, or leave the whole column lesion empty to do without."
+            )
 
 
 def _held_out(

@@ -29,14 +29,14 @@ from .cohort import (
     Cohort,
     CohortError,
     CohortSlide,
-    check_cohort,
     read_cohort,
     write_cohort,
     written_path,
 )
+from .cohort_check import check_cohort
 from .config import Config, ConfigError, differences
 from .distributed import rank, wait_for_all, world
-from .folds import Parts, refuse_unchosen_segmenters, split_cohort
+from .folds import Parts, refuse_untrainable_segmenters, split_cohort
 from .h5 import FeatureFolders
 from .labels import membership, write_label
 from .log import summary_writer
@@ -157,7 +157,7 @@ def begin(config: Config, cohort: Cohort, folder: Path, *, command: str) -> Run:
     run = Run(folder, config, cohort, card, device, command, features, files, bad)
     run.of_this_command()  # raises
     if not run.features:
-        refuse_unchosen_segmenters(cohort, run.parts())
+        refuse_untrainable_segmenters(cohort, run.parts())
     _look_at_reused(run)
     if rank() == 0:  # the others would see a folder that is half written
         _enter(run)

@@ -12,11 +12,11 @@ from napari_msamil.training.cohort import (
     Cohort,
     CohortError,
     CohortSlide,
-    check_cohort,
     read_cohort,
     write_cohort,
 )
-from napari_msamil.training.folds import refuse_unchosen_segmenters, split_cohort
+from napari_msamil.training.cohort_check import check_cohort
+from napari_msamil.training.folds import refuse_untrainable_segmenters, split_cohort
 
 HEADER = "slide,label,patient"
 
@@ -110,6 +110,14 @@ def test_checking_opens_every_slide_and_counts_patients(table: Callable[..., Pat
     assert any("s1.tif" in fault for fault in faults)
     assert any("class 'a' has 1 patient for 2 folds" in fault for fault in faults)
     assert not any("s0.tif" in fault for fault in faults)
+
+
+def test_a_slide_that_is_there_twice_under_two_names_is_found(table: Callable[..., Path], tmp_path: Path) -> None:
+    for number, seed in enumerate((0, 1, 0)):
+        write_sample_slide(tmp_path / f"s{number}.tif", size_px=512, seed=seed)
+    rows = [f"s{number}.tif,{label},p{number}" for number, label in enumerate("abb")]
+    faults = check_cohort(read_cohort(table(*rows)), folds=1)
+    assert faults == ["s2.tif is a copy of s0.tif, byte by byte: keep one of them"]
 
 
 def test_no_patient_is_in_two_parts_and_every_slide_is_tested_once(tmp_path: Path) -> None:
@@ -233,14 +241,21 @@ def test_a_table_of_one_fold_is_refused(table: Callable[..., Path]) -> None:
         split_cohort(read_cohort(table(*lines, header=HEADER + ",fold"), files=False))
 
 
-def test_lesions_to_learn_from_and_none_to_choose_by_are_refused_before_training(table: Callable[..., Path]) -> None:
+def test_lesions_that_cannot_be_learned_or_not_be_chosen_by_are_refused_before_training(
+    table: Callable[..., Path],
+) -> None:
     parts = ["training"] * 4 + ["validation"] * 2 + ["test"] * 2
 
-    def cohort(*marked: int) -> Cohort:
-        rows = [f"s{k}.tif,{'ab'[k % 2]},p{k},{part},{'none' * (k in marked)}" for k, part in enumerate(parts)]
+    def cohort(**lesions: str) -> Cohort:
+        rows = [f"s{k}.tif,{'ab'[k % 2]},p{k},{part},{lesions.get(f's{k}', '')}" for k, part in enumerate(parts)]
         return read_cohort(table(*rows, header=HEADER + ",split,lesion"), files=False)
 
+    def look_at(**lesions: str) -> None:
+        refuse_untrainable_segmenters(cohort(**lesions), split_cohort(cohort(**lesions)))
+
     with pytest.raises(CohortError, match="fold 0 would have no validation slide with a known lesion"):
-        refuse_unchosen_segmenters(cohort(0, 7), split_cohort(cohort(0, 7)))
-    for marked in ((0, 4), (4,), ()):
-        refuse_unchosen_segmenters(cohort(*marked), split_cohort(cohort(*marked)))
+        look_at(s0="a.xml", s7="none")
+    with pytest.raises(CohortError, match="fold 0 would have no training slide with a lesion to learn from"):
+        look_at(s0="none", s4="a.xml")
+    for lesions in ({"s0": "a.xml", "s1": "none", "s4": "none"}, {"s4": "none"}, {}):
+        look_at(**lesions)

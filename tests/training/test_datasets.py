@@ -3,6 +3,7 @@
 import json
 import shutil
 import zipfile
+import zlib
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -19,7 +20,8 @@ from napari_msamil.inference.engine import choose_device
 from napari_msamil.slide.slide import open_slide
 from napari_msamil.slide.write import write_slide
 from napari_msamil.training.annotations import read_lesion
-from napari_msamil.training.cohort import Cohort, CohortError, CohortSlide, check_cohort, read_cohort
+from napari_msamil.training.cohort import Cohort, CohortError, CohortSlide, read_cohort
+from napari_msamil.training.cohort_check import check_cohort
 from napari_msamil.training.config import read_config
 from napari_msamil.training.datasets import (
     bcnb,
@@ -40,9 +42,10 @@ MASK = (20, 30)  # of the masks they are read as: 20 px of the slide to each of 
 
 
 def picture(path: Path, size: tuple[int, int] = SIZE) -> Path:
-    """A pink picture, flat or as a slide by its suffix."""
+    """A pink picture unlike any other, flat or as a slide by its suffix."""
     path.parent.mkdir(parents=True, exist_ok=True)
     rgb = np.full((size[1], size[0], 3), (225, 170, 200), np.uint8)
+    rgb += np.random.default_rng(zlib.crc32(bytes(path))).integers(0, 8, rgb.shape, np.uint8)
     if path.suffix == ".tif":
         return write_slide(path, rgb, mpp=0.243, software="test")
     Image.fromarray(rgb).save(path)

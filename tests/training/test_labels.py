@@ -9,13 +9,8 @@ from typer.testing import CliRunner
 
 from napari_msamil.cli import app
 from napari_msamil.slide.sample import write_sample_slide
-from napari_msamil.training.cohort import (
-    CohortError,
-    CohortSlide,
-    check_cohort,
-    read_cohort,
-    write_cohort,
-)
+from napari_msamil.training.cohort import CohortError, CohortSlide, read_cohort, write_cohort
+from napari_msamil.training.cohort_check import check_cohort
 from napari_msamil.training.folds import split_cohort, spread
 from napari_msamil.training.labels import membership, read_label, sampling_groups, write_label
 
@@ -107,7 +102,7 @@ def test_checking_names_classes_that_everybody_has_or_hardly_anybody(
     table: Callable[..., Path], tmp_path: Path
 ) -> None:
     for number in range(4):
-        write_sample_slide(tmp_path / f"s{number}.tif", size_px=512)
+        write_sample_slide(tmp_path / f"s{number}.tif", size_px=512, seed=number)
     rows = ["s0.tif,a;b,p0", "s1.tif,a,p1", "s2.tif,a;c,p2", "s3.tif,a;b,p3"]
     faults = check_cohort(read_cohort(table(*rows)), folds=2)
     assert faults == [
@@ -132,7 +127,7 @@ def test_checking_names_classes_that_everybody_has_or_hardly_anybody(
 
 def test_the_check_says_how_labels_were_understood(table: Callable[..., Path], tmp_path: Path) -> None:
     for number in range(8):
-        write_sample_slide(tmp_path / f"s{number}.tif", size_px=512)
+        write_sample_slide(tmp_path / f"s{number}.tif", size_px=512, seed=number)
     path = table(*(f"s{number}.tif,{('a;b', 'none')[number % 2]},p{number}" for number in range(8)))
     done = CliRunner().invoke(app, ["cohort", "check", str(path), "--folds", "2"])
     assert done.exit_code == 0, done.output

@@ -1,0 +1,114 @@
+"""Whether the slides of a table can be trained on: each is opened, and patients are counted by class and part."""
+
+import filecmp
+import logging
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from napari_msamil.errors import MsamilError
+from napari_msamil.patches.grid import refuse_coarse
+from napari_msamil.slide.slide import Slide, open_slide
+
+from .annotations import read_lesion
+from .cohort import Cohort, CohortSlide
+from .labels import membership
+
+_log = logging.getLogger(__name__)
+_CHECKED_PX = 512  # longest side of the masks that are read to see whether they can be
+
+
+def check_cohort(cohort: Cohort, *, folds: int = 5, files: bool = True, finest_mpp: float | None = None) -> list[str]:
+    """Every fault that keeps a cohort from being trained on.
+
+    Opens each slide, reads each lesion file as far as a small mask needs it, and counts patients by class and part. A
+    µm per pixel in the table that is not the file's own is no fault, and warned of.
+
+    Args:
+        cohort: What `read_cohort` gave.
+        folds: Number of folds where the table has neither splits nor folds.
+        files: Whether to open them; False leaves it at counting.
+        finest_mpp: µm per pixel of the finest patches of the model, which a slide must be fine enough for; None: any.
+
+    Returns:
+        One sentence per fault; none means that training can begin.
+    """
+    faults: list[str] = []
+    opened_slides: list[CohortSlide] = []
+    for slide in cohort.slides if files else ():
+        try:
+            with open_slide(slide.path, slide.mpp) as opened:
+                if opened.mpp is None:
+                    faults.append(f"{slide.path.name} does not say its µm per pixel: fill in its mpp")
+                elif finest_mpp is not None:
+                    refuse_coarse(opened.mpp, finest_mpp)
+                for warning in opened.warnings if slide.mpp is not None else ():
+                    _log.warning("%s", warning)
+                if slide.lesion is not None:
+                    read_lesion(slide.lesion, (opened.width, opened.height), _small_shape(opened))
+            opened_slides.append(slide)
+        except MsamilError as error:
+            name, said = slide.path.name, str(error).removesuffix(".")
+            faults.append(said if name in said else f"{name}: {said}")
+    return [*faults, *_same_pictures(opened_slides), *_class_faults(cohort, folds)]
+
+
+def _same_pictures(slides: Sequence[CohortSlide]) -> Iterator[str]:
+    """Slides that are copies of one file: in two parts, they would be tested by what was learned from them."""
+    by_size = defaultdict(list)
+    for slide in slides:
+        if slide.path.is_file() and slide.path.suffix.lower() != ".mrxs":  # which has its pixels in other files
+            by_size[slide.path.stat().st_size].append(slide)
+    for alike in by_size.values():
+        for number, slide in enumerate(alike):
+            twin = next((one for one in alike[:number] if filecmp.cmp(one.path, slide.path, shallow=False)), None)
+            if twin is not None:
+                yield f"{slide.path.name} is a copy of {twin.path.name}, byte by byte: keep one of them"
+
+
+def _class_faults(cohort: Cohort, folds: int) -> Iterator[str]:
+    """Classes that cannot be learned, or not tested."""
+    if len(cohort.classes) < 2 and cohort.exclusive:
+        yield f"all slides are {cohort.classes[0]!r}: a classifier needs at least two classes"
+        return
+    if len(cohort.classes) < 2:
+        yield f"{cohort.classes[0]!r} is the only class: name what the other slides are too, in a column label"
+        return
+    has = membership(cohort.targets(), len(cohort.classes))
+    for column, name in enumerate(cohort.classes):
+        if has[:, column].all():
+            yield f"every slide has class {name!r}: there is nothing to tell it from; leave the class out"
+        for split in ("training", "test") if cohort.has_splits else ():
+            part = has[[slide.split == split for slide in cohort.slides], column]
+            if not part.any():
+                yield f"the {split} part has no slide of class {name!r}"
+            elif not cohort.exclusive and part.all() and not has[:, column].all():
+                yield f"the {split} part has no slide without class {name!r}"
+    yield from _part_faults(cohort, has)
+    if not (cohort.has_splits or cohort.has_folds):
+        for who, found in cohort.patients_by_outcome(range(len(cohort.slides))).items():
+            if len(found) < folds:
+                many = f"{len(found)} patient{'' if len(found) == 1 else 's'}"
+                yield f"{who} {many} for {folds} folds: use fewer folds, or leave the class out"
+
+
+def _part_faults(cohort: Cohort, has: NDArray[np.bool_]) -> Iterator[str]:
+    """Folds of a table that leave nothing of a class to learn from, and a validation part that cannot tell classes."""
+    if cohort.has_splits:
+        part = has[[slide.split == "validation" for slide in cohort.slides]]
+        if len(part) and (part.all(0) | ~part.any(0)).all():
+            yield "the validation part has slides of one kind only, by which no weights can be chosen"
+    folds = np.array([slide.fold for slide in cohort.slides]) if cohort.has_folds else np.empty(0)
+    for fold in np.unique(folds):
+        rest = has[folds != fold]
+        gone = [name for name, any_left in zip(cohort.classes, rest.any(0), strict=True) if not any_left]
+        for name in gone if len(rest) else ():
+            yield f"all slides of class {name!r} are in fold {fold}: when it is tested, none is left to learn from"
+
+
+def _small_shape(slide: Slide) -> tuple[int, int]:
+    """(h, w) of a small mask of a slide, in its proportions."""
+    step = max(slide.width, slide.height, _CHECKED_PX) / _CHECKED_PX
+    return max(round(slide.height / step), 1), max(round(slide.width / step), 1)
