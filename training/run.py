@@ -227,13 +227,17 @@ def _refuse_changes(run: Run) -> None:
                 f"features of {len(changed)} slide{'s' if len(changed) > 1 else ''} changed, first {changed[0]}"
             )
     if changes:
-        raise RunError(f"{folder} cannot be gone on with: {'; '.join(changes)}. Use the old values, or another --out.")
+        raise RunError(
+            f"{folder} cannot be gone on with: {'; '.join(changes)}. Go back to what it was, or choose another --out."
+        )
 
 
 def _changed_slides(run: Run, folder: Path) -> list[str]:
     """What is not the same in the tables of slides of a run and of the folder of another; nothing or one sentence."""
-    old, new = _by_path(read_cohort(folder / COHORT, files=not run.features)), _by_path(run.cohort)
+    old, new = _by_path(read_cohort(folder / COHORT, files=False)), _by_path(run.cohort)
     changed = sorted(str(path) for path in old.keys() | new.keys() if old.get(path) != new.get(path))
+    if changed and not old.keys() & new.keys() and [p.name for p in old] == [p.name for p in new]:
+        return [f"the slides lie elsewhere, {next(iter(new))} was {next(iter(old))}"]
     if changed:
         return [f"{len(changed)} row{'s' if len(changed) > 1 else ''} of the table changed, first {changed[0]}"]
     return ["the rows of the table stand in another order"] if list(old) != list(new) else []

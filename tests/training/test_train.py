@@ -192,7 +192,9 @@ def test_a_changed_setting_or_table_does_not_resume_and_is_named(finished: Path,
     table.write_text("\n".join([*lines[:-1], lines[-1].replace("no adenocarcinoma", "adenocarcinoma")]) + "\n")
     with pytest.raises(RunError, match=r"1 row of the table changed, first .*drawn-0011\.tif"):
         train("all", table, finished, "run_folds=[]")
-    (tmp_path / "mine.txt").touch()
+    moved = shutil.copytree(cohort.parent, tmp_path / "moved")
+    with pytest.raises(RunError, match=r"the slides lie elsewhere, .*moved/slides/drawn-0000\.tif was /.*0000\.tif"):
+        train("all", moved, finished, "run_folds=[]")
     with pytest.raises(RunError, match="is not empty and holds no run"):
         train("all", cohort, tmp_path)
 
