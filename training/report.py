@@ -120,7 +120,7 @@ def _results(result: Mapping[str, Any]) -> Iterable[str]:
 
 
 def _how_measured(pooled: Mapping[str, Any]) -> str:
-    kind = {None: "of the second class", "macro": "macro average, one against the rest"}
+    kind = {None: f"of class {cell(pooled['classes'][1])}", "macro": "macro average, one against the rest"}
     average = kind.get(pooled["auc_average"], "average weighted by slides, one against the rest")
     drawn = pooled["bootstrap"]
     skipped = f"; {drawn['skipped']} that lacked a class were left out" if drawn["skipped"] else ""

@@ -94,6 +94,8 @@ def test_every_slide_is_tested_once_and_the_report_stands_on_them(finished: Path
     report = (finished / "report.md").read_text()
     assert "Research use only" in report
     assert f"{metrics['pooled']['auc']:.3f}" in report
+    assert "AUC: of class no adenocarcinoma. " in report
+    assert f"predictions.csv are, the pooled AUC is {metrics['pooled_calibrated']['auc']:.3f}." in report
     for name in ("roc.png", "calibration.png", "confusion.png", "loss.png", "predictions.csv", "splits.csv"):
         assert (finished / name).stat().st_size > 100, name
     assert set(metrics["folds"][0]["selection"]) == {"lesion", "all", "random"}
