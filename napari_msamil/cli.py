@@ -61,6 +61,11 @@ def main() -> None:
     except MsamilError as error:
         print(f"msamil: {error}", file=sys.stderr)
         sys.exit(1)
+    except OSError as error:  # a disk that is full, a folder that may not be written to, a share that went away
+        logging.getLogger(__name__).info("where it happened", exc_info=True)
+        what = f"{error.filename} cannot be read or written" if error.filename else "A file cannot be read or written"
+        print(f"msamil: {what} ({error.strerror or error}): see to it, or choose another place.", file=sys.stderr)
+        sys.exit(1)
 
 
 @app.callback(invoke_without_command=True)

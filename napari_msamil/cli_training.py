@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shlex
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -122,6 +121,7 @@ def train(
 ) -> None:
     """Train MsaMIL-Net on a table of slides, test it, and write a report and a model file that the plugin opens."""
     from napari_msamil.training.command import run_training
+    from napari_msamil.training.distributed import called_as
 
     logging.getLogger("napari_msamil").setLevel(logging.INFO)
     model = run_training(
@@ -130,7 +130,7 @@ def train(
         settings=settings or (),
         cohort=cohort,
         out=out,
-        command=shlex.join(["msamil", *sys.argv[1:]]),
+        command=called_as(sys.argv[1:]),
     )
     if model is not None:
         print(f"{out / 'report.md'}: the figures\n{model}: the weights - research use only")

@@ -13,7 +13,7 @@ import torch
 from typer.testing import CliRunner
 
 from napari_msamil import __version__
-from napari_msamil.cli import app
+from napari_msamil.cli import app, main
 from napari_msamil.errors import MsamilError
 from napari_msamil.models.card import OnEmpty, Thresholds, preset_card
 from napari_msamil.models.model import build_model, save_model
@@ -197,6 +197,20 @@ def test_a_model_that_is_not_there_opens_no_window(slides: list[Path], monkeypat
     assert "gone.safetensors is no file" in done.stderr
 
 
+def test_a_place_that_cannot_be_written_to_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    monkeypatch.setattr("sys.argv", ["msamil", "cohort", "synthetic", "--slides", "2", "--out", str(file / "cohort")])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 1
+    said = capsys.readouterr().err
+    assert said.startswith(f"msamil: {file / 'cohort'}")
+    assert said.endswith("cannot be read or written (Not a directory): see to it, or choose another place.\n")
+
+
 def test_a_demo_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     done = runner.invoke(app, ["demo", "--no-viewer", "--out", str(tmp_path / "file" / "demo")])
@@ -300,8 +314,10 @@ def test_every_bad_input_is_refused_in_one_line_that_names_it_once(
 
 def test_a_table_of_slides_is_checked(slides: list[Path], tmp_path: Path) -> None:
     table = tmp_path / "cohort.csv"
-    copies = [shutil.copy(slide, slide.with_name(f"{k} {slide.name}")) for slide in slides for k in range(3)]
-    rows = "".join(f"{file},{'ab'[k % 2]},p{k},{k // 4}\n" for k, file in enumerate([*slides, *copies]))
+    more = [slide.with_name(f"{k} {slide.name}") for slide in slides for k in range(3)]
+    for k, file in enumerate(more):
+        file.write_bytes(slides[k // 3].read_bytes() + bytes(k + 1))  # no copy, byte by byte, and a slide still
+    rows = "".join(f"{file},{'ab'[k % 2]},p{k},{k // 4}\n" for k, file in enumerate([*slides, *more]))
     table.write_text("slide,label,patient,fold\n" + rows, encoding="utf-8")
     done = runner.invoke(app, ["cohort", "check", str(table)])
     assert done.exit_code == 0, done.exception

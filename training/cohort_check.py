@@ -46,6 +46,8 @@ def check_cohort(cohort: Cohort, *, folds: int = 5, files: bool = True, finest_m
                     refuse_coarse(opened.mpp, finest_mpp)
                 for warning in opened.warnings if slide.mpp is not None else ():
                     _log.warning("%s", warning)
+                if opened.damage:
+                    faults.append(opened.damage.removesuffix("."))
                 if slide.lesion is not None:
                     read_lesion(slide.lesion, (opened.width, opened.height), _small_shape(opened))
             opened_slides.append(slide)

@@ -286,7 +286,8 @@ def read_config(preset: str, settings: Sequence[str] = ()) -> Config:
         return Config.model_validate(content)
     except ValidationError as error:
         unknown = any(fault["type"] == "extra_forbidden" for fault in error.errors())
-        where = f" `msamil settings {preset}` prints all there are." if unknown else ""
+        known = content.get("preset", "default") if preset.endswith(".toml") else preset  # the file would fail again
+        where = f" `msamil settings {known}` prints all there are." if unknown else ""
         raise ConfigError(f"{preset}: these settings cannot be used: {explain(error)}.{where}") from error
     except ValueError as error:
         raise ConfigError(f"{preset}: these settings cannot be used: {error}.") from error

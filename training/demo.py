@@ -99,7 +99,7 @@ def train_stages(
     chosen: dict[str, Any] = {}
     sides = (recipe.cells, recipe.cells * 3 // 2)
     slides, held = SlideData(training, recipe.drawn, sides), SlideData(validation, recipe.drawn, sides)
-    plan = Plan("segment", recipe.segment, 2e-3, score_every=50, seed=recipe.seed)
+    plan = Plan("segment", recipe.segment, 2e-3, score_every=100, seed=recipe.seed)
     thumbs = SegmentData(training, recipe.thumbnail_px, recipe.drawn)
     held_thumbs = replace(thumbs, cases=validation)
 
@@ -113,7 +113,6 @@ def train_stages(
         held_thumbnails,
         plan=plan,
         folder=folder,
-        bf16=True,
         resume=resume,
     )
     chosen["lesion IoU on thumbnails"] = state.best_score

@@ -134,7 +134,7 @@ def _square(rgb: NDArray[np.uint8], lesion: NDArray[np.bool_], px: int) -> tuple
     """Picture and mask stretched to a square, as a slide's thumbnail is."""
     picture = Image.fromarray(rgb).resize((px, px), Image.Resampling.BILINEAR)
     mask = Image.fromarray(lesion.astype(np.uint8) * 255).resize((px, px), Image.Resampling.BILINEAR)
-    return np.asarray(picture), np.asarray(mask) > 127
+    return np.array(picture), np.asarray(mask) > 127  # a copy, since torch takes arrays that can be written to
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ chunk of the two-pass gradient cache.
 """
 
 import os
+import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -54,6 +55,16 @@ def rank() -> int:
 def world() -> int:
     """How many processes there are."""
     return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def called_as(arguments: Sequence[str]) -> str:
+    """The command line of this program, also where torchrun started it; ``arguments`` follow the program's name."""
+    processes, local = (int(os.environ.get(name, "1")) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
+    if processes < 2:
+        return shlex.join(["msamil", *arguments])
+    nodes = [] if processes == local else ["--nnodes", str(processes // local)]
+    launcher = ["torchrun", *nodes, "--nproc-per-node", str(local), "-m", "napari_msamil.training"]
+    return shlex.join([*launcher, *arguments[1:]])  # without `train`, which the module stands for
 
 
 def mine(items: Sequence[Item]) -> Sequence[Item]:

@@ -25,7 +25,7 @@ from .metrics import over_folds, summarise
 from .multilabel import summarise_each
 from .predictions import Predictions, Temperature
 from .report import write_report
-from .run import Run, class_counts, versions
+from .run import Run, RunError, class_counts, versions
 from .stages import Fold, stages_of
 
 MODEL, AGGREGATOR = "model.safetensors", "aggregator.safetensors"
@@ -106,8 +106,8 @@ def finish(run: Run) -> Path | None:
     if waiting:
         _log.info("folds %s are not tested yet; the report waits for them", ", ".join(map(str, waiting)))
         return None
-    results = {fold: json.loads((folder / RESULT).read_text()) for fold, folder in folders.items()}
-    logits = {fold: json.loads((folder / LOGITS).read_text()) for fold, folder in folders.items()}
+    results = {fold: _read_json(folder / RESULT) for fold, folder in folders.items()}
+    logits = {fold: _read_json(folder / LOGITS) for fold, folder in folders.items()}
     tests = {fold: _predictions(run, one["rows"], np.array(one["logits"])) for fold, one in logits.items()}
     pooled = Predictions.pooled(list(tests.values()))
     before = [
@@ -139,7 +139,7 @@ def finish(run: Run) -> Path | None:
                 "classes": class_counts(run.cohort, everything),
                 "exclusive": run.cohort.exclusive,
             },
-            "command": run.command,
+            "commands": run.commands(),
             "preset": run.config.preset,
             "seed": run.config.seed,
             "versions": versions(),
@@ -190,7 +190,7 @@ def _unknown_lesions(run: Run) -> list[str]:
 
 def _notes(run: Run, left_out: list[str]) -> list[str]:
     """What a run cannot say that left out slides, or that learned from features made elsewhere."""
-    notes = [f"How it does on slides like these, which could not be read: {', '.join(left_out)}."] if left_out else []
+    notes = [f"How it does on slides like these, which could not be used: {', '.join(left_out)}."] if left_out else []
     if not run.features:
         return notes
     return [
@@ -296,6 +296,17 @@ def _finished_card(run: Run, fold: Fold, result: dict[str, Any]) -> Card:
             "created": datetime.now(UTC).date().isoformat(),
         }
     )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunError(
+            f"{path} is damaged: put a copy of it back, or delete {path.parent / RESULT} and give the same command "
+            "again, by which the same weights look at the test part anew."
+        ) from error
+    return found
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

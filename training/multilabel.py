@@ -22,7 +22,8 @@ def summarise_each(
 
     Args:
         p: The predictions.
-        temperature: Divides the logits; moves nll, ece and brier, and no other figure.
+        temperature: Divides the logits; moves nll, ece and brier, and where slides have their own, what follows from
+            their order too.
         auc: Average of the classes' AUCs: plain, or weighted by the slides that have each.
         rounds: Resamples of the intervals.
         seed: Of the resamples.
@@ -40,7 +41,8 @@ def summarise_each(
         nll, ece, brier: means over classes.
     """
     judged = np.flatnonzero(p.has.any(0) & ~p.has.all(0))
-    drawn = _resample(p, judged, average=auc, rounds=rounds, seed=seed)
+    scores = p.scaled(temperature)
+    drawn = _resample(p, scores, judged, average=auc, rounds=rounds, seed=seed)
     per_class = _each_class(p, temperature)
     place = {int(index): row for row, index in enumerate(judged)} if drawn.each else {}
     for index, label in enumerate(p.classes):
@@ -56,7 +58,7 @@ def summarise_each(
         "patients": len(set(p.patients)),
         "classes": list(p.classes),
         "classes_left_out": [label for index, label in enumerate(p.classes) if index not in judged],
-        "auc": overall_auc(p.targets, p.logits, auc),
+        "auc": overall_auc(p.targets, scores, auc),
         "auc_average": auc,
         "intervals": {name: interval(drawn.means[name]) if drawn.means else None for name in METRICS},
         "bootstrap": {
@@ -85,7 +87,9 @@ class _Resamples:
     skipped: int
 
 
-def _resample(p: Predictions, judged: NDArray[np.intp], *, average: Average, rounds: int, seed: int) -> _Resamples:
+def _resample(
+    p: Predictions, scores: NDArray[np.float64], judged: NDArray[np.intp], *, average: Average, rounds: int, seed: int
+) -> _Resamples:
     """Patients are drawn from all: a patient may be of several classes, so that there is no class to draw within."""
     names, member = np.unique(np.asarray(p.patients), return_inverse=True)
     weights = patient_weights(member, np.zeros(len(names), np.intp), rounds=rounds, seed=seed)  # (R, n)
@@ -95,7 +99,7 @@ def _resample(p: Predictions, judged: NDArray[np.intp], *, average: Average, rou
     if not len(judged) or len(names) < 2 or not whole.any():
         return _Resamples({}, {}, int((~whole).sum()))
     weights, support = weights[whole], support[whole]
-    scores, right = p.logits[:, judged], p.predicted[:, judged] == has
+    scores, right = scores[:, judged], p.predicted[:, judged] == has
     columns = range(len(judged))
     each = {
         "auc": np.stack([weighted_auc(has[:, k], scores[:, k], weights) for k in columns]),
@@ -110,10 +114,10 @@ def _resample(p: Predictions, judged: NDArray[np.intp], *, average: Average, rou
 
 def _each_class(p: Predictions, temperature: Temperature) -> dict[str, dict[str, Any]]:
     """The figures of each class but for intervals."""
-    found, surprise = p.predicted == 1, p.surprise(temperature)
+    found, scores, surprise = p.predicted == 1, p.scaled(temperature), p.surprise(temperature)
     table: dict[str, dict[str, Any]] = {}
     for index, (label, (probability, has)) in enumerate(p.claims(temperature).items()):
-        score = p.logits[:, index]
+        score = scores[:, index]
         table[label] = {
             "support": int(has.sum()),
             "auc": one_auc(has, score),

@@ -97,7 +97,7 @@ class Predictions:
 
     def probabilities(self, temperature: Temperature = 1.0) -> NDArray[np.float64]:
         """Softmax of logits / temperature, (n, C); the sigmoid where classes do not exclude each other."""
-        scaled = self._scaled(temperature)
+        scaled = self.scaled(temperature)
         return np.asarray(softmax(scaled, axis=1) if self.exclusive else expit(scaled))
 
     def surprise(self, temperature: Temperature = 1.0) -> NDArray[np.float64]:
@@ -106,7 +106,7 @@ class Predictions:
         Returns:
             (n,); or (n, C), for each class by itself, where they do not exclude each other.
         """
-        scaled = self._scaled(temperature)
+        scaled = self.scaled(temperature)
         if not self.exclusive:
             return np.logaddexp(0, np.where(self.targets == 1, -scaled, scaled))
         return np.asarray(-log_softmax(scaled, axis=1)[np.arange(len(self.slides)), self.targets])
@@ -122,7 +122,8 @@ class Predictions:
             return {"predicted class": (found.max(1), self.predicted == self.targets)}
         return {name: (found[:, k], self.has[:, k]) for k, name in enumerate(self.classes)}
 
-    def _scaled(self, temperature: Temperature) -> NDArray[np.float64]:
+    def scaled(self, temperature: Temperature = 1.0) -> NDArray[np.float64]:
+        """Logits / temperature, (n, C)."""
         factor = np.asarray(temperature, np.float64)
         if self.exclusive:
             factor = factor.reshape(-1, 1)  # (1 or n, 1)

@@ -41,7 +41,7 @@ def write_report(folder: Path, result: Mapping[str, Any]) -> None:
         result: Plain JSON values; a *summary* is what `metrics.summarise` returns, or `multilabel.summarise_each`.
 
             - cohort: {name, slides, patients, classes: {label: slides}, exclusive}
-            - command, preset, seed, versions: {name: version}
+            - commands: [str] in their order; preset, seed, versions: {name: version}
             - folds: for each fold {fold: number, slides: {training, validation, test}, validation: summary,
               test: summary, temperature, test_calibrated: summary, segment: {iou, dice, everything_iou,
               everything_dice} or None, seconds: {stage: s}, selection: absent, or by "lesion", "all", "random"
@@ -244,7 +244,9 @@ def _limits(result: Mapping[str, Any]) -> Iterable[str]:
 def _making(result: Mapping[str, Any]) -> Iterable[str]:
     yield "## How it was made"
     yield f"Preset {cell(result['preset'])}, seed {result['seed']}."
-    yield f"```\n{result['command']}\n```"
+    if len(result["commands"]) > 1:
+        yield "Several commands worked on it, one after another or side by side on different folds:"
+    yield "```\n" + "\n".join(result["commands"]) + "\n```"
     yield ", ".join(f"{name} {version}" for name, version in result["versions"].items()) + "."
     stages = list(dict.fromkeys(stage for fold in result["folds"] for stage in fold["seconds"]))
     if stages:

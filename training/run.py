@@ -42,7 +42,7 @@ from .labels import membership, write_label
 from .log import summary_writer
 
 CONFIG, COHORT, VERSIONS, SPLITS = "config.toml", TABLE, "versions.json", "splits.csv"
-FEATURES = "features.json"
+FEATURES, COMMANDS = "features.json", "commands.txt"
 _log = logging.getLogger(__name__)
 
 
@@ -60,7 +60,7 @@ class Run:
         cohort: The slides.
         card: Of the untrained model.
         device: Where it computes.
-        command: That began it.
+        command: That works on it now.
         features: Where the features lie that are learned from instead of slides, or None.
         feature_files: By slide, what tells its files of features from others.
         left_out: Names of slides of the table whose features cannot be used, and which are not in the cohort.
@@ -102,6 +102,12 @@ class Run:
     def fold_folder(self, fold: int) -> Path:
         """Where the files of a fold lie."""
         return self.folder / f"fold-{fold}"
+
+    def commands(self) -> list[str]:
+        """All commands that worked on it, in their order, each once."""
+        file = self.folder / COMMANDS
+        said = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+        return list(dict.fromkeys([*said, self.command]))
 
     @contextmanager
     def claimed(self, fold: int) -> Iterator[None]:
@@ -161,6 +167,7 @@ def begin(config: Config, cohort: Cohort, folder: Path, *, command: str) -> Run:
     _look_at_reused(run)
     if rank() == 0:  # the others would see a folder that is half written
         _enter(run)
+        _write(folder / COMMANDS, "\n".join(run.commands()))
     wait_for_all()
     return run
 
@@ -271,7 +278,6 @@ def _write_facts(run: Run) -> None:
         "device": run.device.name,
         "processes": world(),
         "threads": torch.get_num_threads(),
-        "command": run.command,
     }
     parts = run.parts()
     text = io.StringIO()

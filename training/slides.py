@@ -4,9 +4,11 @@ import hashlib
 import json
 import logging
 import os
+import zipfile
+import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -128,9 +130,21 @@ class SlideStore:
         left_out = self._file(row).with_suffix(".txt")
         if not self._file(row).exists() or (left_out.exists() and left_out.stat().st_size):
             return ""
-        with np.load(self._file(row)) as kept:
+        with self._stored(row) as kept:
             known = kept.get("made_from")  # runs of earlier versions do not say
         return "" if known is None or str(known) == self._made_from(row) else self.slides[row].path.name
+
+    @contextmanager
+    def _stored(self, row: int) -> Iterator[Any]:
+        """What lies on disk of a slide; arrays by name, to be taken out inside."""
+        file = self._file(row)
+        try:
+            with np.load(file) as kept:
+                yield kept
+        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+            raise CohortError(
+                f"{file} is damaged: delete it and give the same command again, which makes it anew."
+            ) from error
 
     def _made_from(self, row: int) -> str:
         one = self.slides[row]
@@ -146,7 +160,7 @@ class SlideStore:
 
     def prepared(self, row: int) -> Prepared:
         """What `prepare` kept of a slide."""
-        with np.load(self._file(row)) as kept:
+        with self._stored(row) as kept:
             return Prepared(
                 kept["thumbnail"],
                 kept.get("lesion"),
@@ -183,8 +197,9 @@ class SlideStore:
         Returns:
             (n,) float32, 0..1; what sticks out of the slide is no lesion.
         """
-        with np.load(self._file(row)) as kept:  # not `prepared`: the thumbnail beside it takes longer to unpack
-            lesion = lay_out(kept["lesion"], (int(kept["size"][0]), int(kept["size"][1])))
+        with self._stored(row) as kept:  # not `prepared`: the thumbnail beside it takes longer to unpack
+            mask, (width, height) = kept["lesion"], kept["size"].tolist()
+        lesion = lay_out(mask, (width, height))
         areas = box_areas(lesion, starts, ends)
         shares: NDArray[np.float32] = (areas / np.prod(ends - starts, axis=1)).astype(np.float32)
         return shares

@@ -261,6 +261,8 @@ def explain(error: ValidationError) -> str:
         what = item["msg"].removeprefix("Value error, ")
         if item["type"] == "extra_forbidden":
             what = "there is no such setting"
+        elif item["type"] == "tuple_type":
+            what = f"a list in brackets is needed, got {item['input']!r}"
         elif item["type"] != "value_error":  # our own sentences name the value themselves
             given = repr(item["input"])
             what += f", got {given if len(given) < 60 else given[:56] + ' ...'}"

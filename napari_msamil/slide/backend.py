@@ -37,6 +37,7 @@ class FileFacts:
         mpp: (x, y) µm per pixel as stated by the file, unchecked; None where it states none.
         properties: vendor, objective power and the like; nothing that could name a patient.
         warnings: what a careful user should know about this file.
+        damage: what part of the file is missing, one sentence; empty where nothing shows without decoding it.
     """
 
     backend: str
@@ -45,6 +46,7 @@ class FileFacts:
     mpp: tuple[float | None, float | None] | None = None
     properties: Mapping[str, str] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    damage: str = ""
 
 
 def empty_picture(path: Path, width: int, height: int) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 from napari_msamil.errors import SlideError
@@ -98,7 +99,7 @@ def _open_tiff(path: Path, uid: str) -> tuple[Backend, FileFacts]:
     width, height = facts.sizes[0]
     check_size(path, width, height)
     flat, sizes, downsamples = flat_pyramid(path, uid, (width, height), backend.read_all)
-    facts = FileFacts(facts.backend, sizes, downsamples, facts.mpp, facts.properties, facts.warnings)
+    facts = replace(facts, sizes=sizes, downsamples=downsamples)
     return flat, facts
 
 

@@ -63,6 +63,7 @@ class Slide:
         background: RGB outside the slide, under transparency and where the file stores nothing.
         properties: vendor, objective power and the like; nothing that could name a patient.
         warnings: what a careful user should know, one sentence each.
+        damage: what part of the file is missing, one of the warnings; empty where nothing shows without decoding it.
     """
 
     def __init__(self, path: Path, uid: str, explicit: float | Mpp | None, opened: tuple[Backend, FileFacts]) -> None:
@@ -75,7 +76,8 @@ class Slide:
         self.backend = facts.backend
         self.background = WHITE
         self.properties: Mapping[str, str] = MappingProxyType(dict(facts.properties))
-        self.warnings = facts.warnings + warnings
+        self.damage = facts.damage
+        self.warnings = tuple(filter(None, (facts.damage, *facts.warnings, *warnings)))
         self._plans = plan_levels(facts.sizes, facts.downsamples)
         self.levels = tuple(Level(*plan.size, plan.downsample, plan.stored is not None) for plan in self._plans)
         self.width, self.height = self.levels[0].width, self.levels[0].height

@@ -118,11 +118,22 @@ def _describe(path: Path, slide: Any, reader: str) -> tuple[TiffBackend, FileFac
         mpp=stated_mpp(tiff, properties, first),
         properties=public_properties(tiff, properties, first),
         warnings=_orientation_warning(path, first),
+        damage=_cut_off(path, levels),
     )
     backend = TiffBackend(path, tuple(levels))
     if first.compression in JPEG_2000:
         _try_first_tile(path, backend)
     return backend, facts
+
+
+def _cut_off(path: Path, levels: list[tuple[Part, ...]]) -> str:
+    """What is missing at the end of a file, or nothing; places of the tiles alone tell."""
+    size = path.stat().st_size
+    planes = [plane for parts in levels for _, _, grid in parts for plane in grid.planes]
+    ends = np.concatenate([np.asarray(plane.offsets) + np.asarray(plane.counts) for plane in planes])
+    gone = int((ends > size).sum())
+    what = f"{gone} of its {len(ends)} tiles lie beyond its end at byte {size}"
+    return f"{path.name} is cut off: {what}; copy it again." if gone else ""
 
 
 def _properties(path: Path, slide: Any) -> Mapping[str, Any]:

@@ -191,6 +191,23 @@ def test_a_truncated_slide_never_shows_invented_pixels(make_slide, tmp_path, kee
         assert set(outcomes) <= {"refused", "right"}
 
 
+def test_a_slide_that_was_cut_off_says_so_when_it_is_opened(make_slide, tmp_path) -> None:
+    whole = make_slide(tmp_path / "whole.tif", (1500, 1100), (1,))
+    with open_slide(whole) as slide:
+        assert slide.damage == ""
+    with tifffile.TiffFile(whole) as tiff:
+        page = tiff.pages[0]
+        ends = sorted(a + b for a, b in zip(page.dataoffsets, page.databytecounts, strict=True))
+    data = whole.read_bytes()
+    assert page.offset < ends[0], "the structure stays readable"
+    cut = tmp_path / "cut.tif"
+    cut.write_bytes(data[: ends[-2] - 1])
+    with open_slide(cut) as slide:
+        assert slide.damage in slide.warnings
+        expected = f"cut.tif is cut off: 2 of its {len(ends)} tiles lie beyond its end at byte {ends[-2] - 1}"
+        assert slide.damage == f"{expected}; copy it again."
+
+
 def _outcome(path: Path, y: int, truth: np.ndarray) -> str:
     try:
         with open_slide(path) as slide:

@@ -112,6 +112,15 @@ def test_checking_opens_every_slide_and_counts_patients(table: Callable[..., Pat
     assert not any("s0.tif" in fault for fault in faults)
 
 
+def test_a_slide_that_was_cut_off_is_a_fault(table: Callable[..., Path], tmp_path: Path) -> None:
+    for number in (0, 1):
+        write_sample_slide(tmp_path / f"s{number}.tif", size_px=512, seed=number)
+    whole = (tmp_path / "s1.tif").read_bytes()
+    (tmp_path / "s1.tif").write_bytes(whole[:-100])
+    [fault] = check_cohort(read_cohort(table("s0.tif,a,p0", "s1.tif,b,p1")), folds=1)
+    assert fault.startswith("s1.tif is cut off: ")
+
+
 def test_a_slide_that_is_there_twice_under_two_names_is_found(table: Callable[..., Path], tmp_path: Path) -> None:
     for number, seed in enumerate((0, 1, 0)):
         write_sample_slide(tmp_path / f"s{number}.tif", size_px=512, seed=seed)

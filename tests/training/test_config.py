@@ -61,6 +61,7 @@ def test_single_settings_overrule_a_preset_and_leave_what_stands_beside_them() -
         (["end_to_end.patches=0"], "greater than or equal to 1"),
         (["segment.crop_px=100"], "multiple of 32"),
         (["segment.crop_px=2048"], "larger than thumbnail_px 1024"),
+        (["evaluate.selection=lesion"], "evaluate.selection: a list in brackets is needed, got 'lesion'"),
         (["evaluate.selection=['all']"], "selection holds 'lesion'"),
         (["model.scales_mpp=[1, 3.5]"], "whole multiple"),
         (["model.extractor.encoder=resnet18"], "make them the same, or start from 'random'"),
@@ -90,3 +91,10 @@ def test_differences_name_each_setting_with_both_values() -> None:
     assert read_config("demo", ["machine.workers=3"]).fixed() == old
     wider = read_config("demo", ["model.extractor.hidden=7"]).fixed()
     assert differences(old, wider) == ["model.extractor.hidden was 512 and is now 7"]
+
+
+def test_a_fault_of_an_own_file_names_what_prints_all_settings(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.toml"
+    mine.write_text('preset = "demo"\nfold = 3\n')
+    with pytest.raises(ConfigError, match=r"fold: there is no such setting\. `msamil settings demo` prints all"):
+        read_config(str(mine))

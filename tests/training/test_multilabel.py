@@ -147,6 +147,19 @@ def test_each_class_has_a_temperature_of_its_own_that_undoes_what_was_done_to_it
     assert np.array_equal(p.probabilities(each), p.probabilities(temperature)), "one per slide and class, as pooled"
 
 
+def test_where_slides_have_temperatures_of_their_own_figures_follow_the_order_of_the_probabilities() -> None:
+    p = predictions()
+    each = np.random.default_rng(1).uniform(0.2, 5, (60, 3))  # as of pooled folds
+    found, probabilities = summarise_each(p, temperature=each, rounds=100), p.probabilities(each)
+    for k, label in enumerate(CLASSES):
+        truth, score = p.targets[:, k], probabilities[:, k]
+        of = found["per_class"][label]
+        assert of["auc"] == pytest.approx(roc_auc_score(truth, score)) != roc_auc_score(truth, p.logits[:, k])
+        assert of["average_precision"] == pytest.approx(average_precision_score(truth, score))
+        assert of["intervals"]["auc"][0] <= of["auc"] <= of["intervals"]["auc"][1]
+    assert found["auc"] == pytest.approx(roc_auc_score(p.targets, probabilities))
+
+
 def test_predictions_are_written_in_the_words_of_the_table(tmp_path: Path) -> None:
     targets = np.array([[1, 1, 0], [0, 0, 0]])
     p = Predictions(("a", "b"), ("p", "q"), targets, np.array([[3.0, -3.0, -3.0], [0.0, 1.0, -9.0]]), CLASSES)

@@ -404,3 +404,31 @@ def test_a_lesion_file_that_changed_under_a_run_is_named(tmp_path: Path) -> None
         file.write(b"more")
     with pytest.raises(CohortError, match=r"tif: slide or lesion file changed since this run looked at it"):
         train("segment", cohort, tmp_path / "run", "segment.epochs=1")
+
+
+def test_a_damaged_file_of_a_run_is_named_with_what_to_do(finished: Path, cohort: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(finished, tmp_path / "run")
+    result = run / "fold-0" / "result.json"
+    whole = result.read_text()
+    result.write_text("{")
+    with pytest.raises(RunError, match=r"fold-0/result\.json is damaged: put a copy of it back, or delete .*result"):
+        train("all", cohort, run, "run_folds=[]")
+    result.write_text(whole)
+    thumbnail = run / "thumbnails" / "00000.npz"
+    kept = thumbnail.read_bytes()
+    shutil.rmtree(run / "fold-0")
+    for damaged in (b"", kept[:500], b"no archive"):
+        thumbnail.write_bytes(damaged)
+        with pytest.raises(CohortError, match=r"00000\.npz is damaged: delete it and give the same command again"):
+            train("segment", cohort, run, "run_folds=[]")
+
+
+def test_all_commands_that_worked_on_a_run_stand_in_its_report(cohort: Path, tmp_path: Path) -> None:
+    for fold in (1, 0):
+        settings = [*SETTINGS, "run_folds=[]", f"machine.folds=[{fold}]"]
+        run_training(
+            "all", preset="tiny", settings=settings, cohort=cohort, out=tmp_path / "run", command=f"train {fold}"
+        )
+    report = (tmp_path / "run" / "report.md").read_text()
+    assert "Several commands worked on it" in report
+    assert "```\ntrain 1\ntrain 0\n```" in report

@@ -27,7 +27,9 @@ def refuse_faults(dataset: str, folder: Path, faults: Sequence[str]) -> None:
     if faults:
         more = f"; and {len(faults) - _LISTED} more" if len(faults) > _LISTED else ""
         listed = "; ".join(faults[:_LISTED]) + more
-        raise CohortError(f"{folder} cannot be used as {dataset}: {listed}. Complete it, in the layout as published.")
+        raise CohortError(
+            f"{folder} cannot be used as {dataset}: {listed}. See that it is complete and laid out as expected."
+        )
 
 
 def write_table(dataset: str, folder: Path, slides: Sequence[CohortSlide], path: Path, *, overwrite: bool) -> Path:
