@@ -139,7 +139,7 @@ class SlideStore:
         """What lies on disk of a slide; arrays by name, to be taken out inside."""
         file = self._file(row)
         try:
-            with np.load(file) as kept:
+            with file.open("rb") as opened, np.load(opened) as kept:  # np.load leaves a damaged one open
                 yield kept
         except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
             raise CohortError(
