@@ -22,8 +22,8 @@ DEMO, FILE = "demo", "file"
 MODELS = (("Demo model (colon)", DEMO), ("Model file …", FILE))
 DEVICES = (("Automatic", "auto"), ("CPU", "cpu"), ("GPU (CUDA)", "cuda"), ("Apple GPU (MPS)", "mps"))
 WHOLE = "Whole slide"
-RED = "#ff6b5e"
-"""Colour of what went wrong, on napari's dark ground."""
+ERROR_STYLE = "border-left: 3px solid #ff6b5e; padding-left: 6px;"
+"""Of a label that says what went wrong; the words keep the colour of the theme, dark or light."""
 
 
 class Form(QWidget):

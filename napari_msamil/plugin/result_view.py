@@ -11,7 +11,7 @@ from qtpy.QtGui import QImage, QPixmap
 from qtpy.QtWidgets import QGridLayout, QHBoxLayout, QLabel, QProgressBar, QVBoxLayout, QWidget
 
 from napari_msamil.inference.prediction import RESEARCH_USE, percent
-from napari_msamil.plugin.form import RED, heading
+from napari_msamil.plugin.form import ERROR_STYLE, heading
 from napari_msamil.plugin.layers import why_empty
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from napari_msamil.inference.prediction import Prediction
 
 OFF = "Off"
-AMBER, FAINT, BLUE = "#f0a83a", "#a0a4ac", "#5b8fd9"
+AMBER, FAINT, BLUE = "#f0a83a", "#858a93", "#5b8fd9"  # seen in dark and light themes
 
 
 class ResultView(QWidget):
@@ -46,7 +46,7 @@ class ResultView(QWidget):
         self.headline.setWordWrap(True)
         self.weak = QLabel()
         self.weak.setWordWrap(True)
-        self.weak.setStyleSheet(f"color: {AMBER}; font-weight: bold;")
+        self.weak.setStyleSheet(f"background: {AMBER}; color: black; font-weight: bold; padding: 3px 6px; border-radius: 3px;")
         self.notice = QLabel()
         self.notice.setWordWrap(True)
         self.notice.setStyleSheet("font-size: 9pt;")
@@ -129,7 +129,7 @@ class ResultView(QWidget):
     def say(self, text: str, error: bool = False) -> None:
         """What became of saving; nothing is said of another result."""
         self.answer.setText(text)
-        self.answer.setStyleSheet(f"color: {RED};" if error else "")
+        self.answer.setStyleSheet(ERROR_STYLE if error else "")
         self.answer.setVisible(bool(text))
 
     def step(self, by: int) -> None:

@@ -8,7 +8,7 @@ from magicgui.widgets import PushButton
 from qtpy.QtCore import Qt, Signal
 from qtpy.QtWidgets import QHBoxLayout, QLabel, QProgressBar, QVBoxLayout, QWidget
 
-from napari_msamil.plugin.form import RED, heading
+from napari_msamil.plugin.form import ERROR_STYLE, heading
 from napari_msamil.plugin.worker import Pace
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class RunView(QWidget):
     def say(self, text: str, error: bool = False, *, leave_out: bool = False) -> None:
         """Show a message in place of the one before; `leave_out` puts the button below it that is the way on."""
         self.status.setText(text)
-        self.status.setStyleSheet(f"color: {RED};" if error else "")
+        self.status.setStyleSheet(ERROR_STYLE if error else "")
         self.status.setVisible(bool(text))
         self.leave_out.native.setVisible(leave_out)
 
