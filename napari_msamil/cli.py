@@ -7,6 +7,7 @@ import logging
 import os
 import subprocess
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
@@ -58,13 +59,14 @@ def main() -> None:
     """Run the command; errors meant for the user become one line on stderr and exit status 1."""
     try:
         app()
-    except MsamilError as error:
-        print(f"msamil: {error}", file=sys.stderr)
-        sys.exit(1)
-    except OSError as error:  # a disk that is full, a folder that may not be written to, a share that went away
-        logging.getLogger(__name__).info("where it happened", exc_info=True)
-        what = f"{error.filename} cannot be read or written" if error.filename else "A file cannot be read or written"
-        print(f"msamil: {what} ({error.strerror or error}): see to it, or choose another place.", file=sys.stderr)
+    except (MsamilError, OSError) as error:
+        if logging.root.isEnabledFor(logging.INFO):  # --verbose
+            traceback.print_exc()
+        said = str(error)
+        if isinstance(error, OSError):  # a disk that is full, a folder that may not be written to, a share that is gone
+            what = error.filename or "A file"
+            said = f"{what} cannot be read or written ({error.strerror or error}): see to it, or choose another place."
+        print(f"msamil: {said}", file=sys.stderr)
         sys.exit(1)
 
 

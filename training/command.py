@@ -15,7 +15,7 @@ from .config import read_config
 from .distributed import process_group, rank
 from .evaluate import evaluate_fold, finish
 from .loop import StoppedError
-from .run import Run, begin
+from .run import Run, RunError, begin
 from .stages import Fold, stages_of
 
 
@@ -57,7 +57,7 @@ def run_training(
 
 @contextmanager
 def _ended_by_a_sentence() -> Iterator[None]:
-    """Ctrl-C and SIGTERM outside a stage's steps, in which the loop takes them, and a second one within."""
+    """A full disk, a second Ctrl-C or SIGTERM, and any outside a stage's steps, in which the loop takes them."""
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread may take signals
         return
@@ -66,6 +66,11 @@ def _ended_by_a_sentence() -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         raise StoppedError("Training was stopped. The same command goes on from what was saved last.") from None
+    except OSError as error:
+        raise RunError(
+            f"{error.filename or 'A file'} cannot be read or written ({error.strerror or error}). See to it, and the "
+            "same command goes on from what was saved last; or choose another --out."
+        ) from error
     finally:
         signal.signal(signal.SIGTERM, before)
 

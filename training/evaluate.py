@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from napari_msamil.errors import MsamilError
 from napari_msamil.files import copy_atomically, write_atomically
 from napari_msamil.models.bag import load_provenance
 from napari_msamil.models.card import Card
@@ -126,8 +127,11 @@ def finish(run: Run) -> Path | None:
     pooled.write_csv(run.folder / "predictions.csv", temperature=temperature)
     chosen = max(results, key=lambda fold: (results[fold]["validation"]["auc"] or 0.0, -fold))
     model = model_name(run)
+    try:
+        load_model(folders[chosen] / model, aggregator_alone=bool(run.features))  # as the plugin will
+    except (MsamilError, OSError) as error:
+        raise _damaged(folders[chosen] / model) from error
     copy_atomically(folders[chosen] / model, run.folder / model)
-    load_model(run.folder / model, aggregator_alone=bool(run.features))  # what the plugin will open
     everything = range(len(run.cohort.slides))
     write_report(
         run.folder,
@@ -302,11 +306,15 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise RunError(
-            f"{path} is damaged: put a copy of it back, or delete {path.parent / RESULT} and give the same command "
-            "again, by which the same weights look at the test part anew."
-        ) from error
+        raise _damaged(path) from error
     return found
+
+
+def _damaged(path: Path) -> RunError:
+    return RunError(
+        f"{path} is damaged or missing: put a copy of it back, or delete {path.parent / RESULT} and give the same "
+        "command again, by which the same weights look at the test part anew."
+    )
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

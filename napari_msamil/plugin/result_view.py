@@ -46,7 +46,9 @@ class ResultView(QWidget):
         self.headline.setWordWrap(True)
         self.weak = QLabel()
         self.weak.setWordWrap(True)
-        self.weak.setStyleSheet(f"background: {AMBER}; color: black; font-weight: bold; padding: 3px 6px; border-radius: 3px;")
+        self.weak.setStyleSheet(
+            f"background: {AMBER}; color: black; font-weight: bold; padding: 3px 6px; border-radius: 3px;"
+        )
         self.notice = QLabel()
         self.notice.setWordWrap(True)
         self.notice.setStyleSheet("font-size: 9pt;")

@@ -1,6 +1,8 @@
 """A whole training on drawn slides: what comes out, what is never looked at, and what an interruption does."""
 
 import csv
+import errno
+import io
 import json
 import os
 import shutil
@@ -11,6 +13,7 @@ import time
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -411,9 +414,19 @@ def test_a_damaged_file_of_a_run_is_named_with_what_to_do(finished: Path, cohort
     result = run / "fold-0" / "result.json"
     whole = result.read_text()
     result.write_text("{")
-    with pytest.raises(RunError, match=r"fold-0/result\.json is damaged: put a copy of it back, or delete .*result"):
+    with pytest.raises(
+        RunError, match=r"fold-0/result\.json is damaged or missing: put a copy of it back, or delete .*result"
+    ):
         train("all", cohort, run, "run_folds=[]")
     result.write_text(whole)
+    models = [run / name / "model.safetensors" for name in ("fold-0", "fold-1", ".")]
+    good = [file.read_bytes() for file in models]
+    of = good.index(good[2])  # the fold that the run's model is of
+    for ruin in (lambda: models[of].write_bytes(good[of][:300]), models[of].unlink):
+        ruin()
+        with pytest.raises(RunError, match=rf"fold-{of}/model\.safetensors is damaged or missing: put a copy"):
+            train("all", cohort, run, "run_folds=[]")
+    assert models[2].read_bytes() == good[2], "the copy that is whole stays"
     thumbnail = run / "thumbnails" / "00000.npz"
     kept = thumbnail.read_bytes()
     shutil.rmtree(run / "fold-0")
@@ -432,3 +445,20 @@ def test_all_commands_that_worked_on_a_run_stand_in_its_report(cohort: Path, tmp
     report = (tmp_path / "run" / "report.md").read_text()
     assert "Several commands worked on it" in report
     assert "```\ntrain 1\ntrain 0\n```" in report
+
+
+def test_a_full_disk_ends_in_a_sentence_that_names_the_file(
+    cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Full(io.BytesIO):
+        def write(self, data: Any) -> int:
+            if self.tell() + len(data) > 10_000:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return super().write(data)
+
+    def save(content: object, stream: object, whole: Any = torch.save) -> None:
+        whole(content, Full())  # as torch writes onto a disk that fills up
+
+    monkeypatch.setattr(torch, "save", save)
+    with pytest.raises(RunError, match=r"fold-0/segment\.pt cannot be read or written \(No space left on device\)"):
+        train("segment", cohort, tmp_path / "run")
