@@ -133,6 +133,7 @@ def finish(run: Run) -> Path | None:
         raise _damaged(folders[chosen] / model) from error
     copy_atomically(folders[chosen] / model, run.folder / model)
     everything = range(len(run.cohort.slides))
+    left_out = sorted({*run.left_out, *(name for one in results.values() for name in one.get("left_out", ()))})
     write_report(
         run.folder,
         {
@@ -142,6 +143,7 @@ def finish(run: Run) -> Path | None:
                 "patients": len({slide.patient for slide in run.cohort.slides}),
                 "classes": class_counts(run.cohort, everything),
                 "exclusive": run.cohort.exclusive,
+                "left_out": left_out,
             },
             "commands": run.commands(),
             "preset": run.config.preset,
@@ -156,10 +158,7 @@ def finish(run: Run) -> Path | None:
                 f"{model} is the model of fold {chosen}, {_why(results, chosen)}; its test slides had no part in that "
                 "choice.",
                 *_unknown_lesions(run),
-                *_notes(
-                    run,
-                    sorted({*run.left_out, *(name for one in results.values() for name in one.get("left_out", ()))}),
-                ),
+                *_notes(run, left_out),
             ],
         },
     )

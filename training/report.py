@@ -40,7 +40,7 @@ def write_report(folder: Path, result: Mapping[str, Any]) -> None:
         folder: Where to; figures named as in `FIGURES` that lie there are linked to, and so is predictions.csv.
         result: Plain JSON values; a *summary* is what `metrics.summarise` returns, or `multilabel.summarise_each`.
 
-            - cohort: {name, slides, patients, classes: {label: slides}, exclusive}
+            - cohort: {name, slides, patients, classes: {label: slides}, exclusive, left_out: [slide]}
             - commands: [str] in their order; preset, seed, versions: {name: version}
             - folds: for each fold {fold: number, slides: {training, validation, test}, validation: summary,
               test: summary, temperature, test_calibrated: summary, segment: {iou, dice, everything_iou,
@@ -84,6 +84,8 @@ def _data(cohort: Mapping[str, Any], folds: Sequence[Mapping[str, Any]]) -> Iter
         "of a patient are in the same part. Weights were trained on the training part, and chosen and calibrated on "
         "the validation part; all numbers below are of test parts, but where they say otherwise."
     )
+    if cohort["left_out"]:
+        yield f"Left out of all parts, since they could not be used: {', '.join(map(cell, cohort['left_out']))}."
     if not cohort["exclusive"]:
         yield NOT_EXCLUSIVE
     rows: list[list[Any]] = [

@@ -145,6 +145,7 @@ def begin(config: Config, cohort: Cohort, folder: Path, *, command: str) -> Run:
         MsamilError: TensorBoard is asked for and not installed.
         ConfigError: The networks cannot be as wide as those features.
     """
+    _refuse_faults(cohort, config, files=False)  # before it is cut into parts
     device = choose_device(config.machine.device)
     if config.machine.tensorboard:
         summary_writer()  # raises where it is not installed
@@ -157,6 +158,7 @@ def begin(config: Config, cohort: Cohort, folder: Path, *, command: str) -> Run:
         slides, width, files = features.look_at(cohort.slides, skip_bad=config.machine.skip_bad_slides)
         bad = tuple(slide.path.name for slide in cohort.slides if slide not in slides)
         cohort, card = replace(cohort, slides=tuple(slides)), aggregator_card(card, width, config.mil.features)
+        _refuse_faults(cohort, config, files=False)
     elif cohort.no_lesion_known:
         _log.warning("no slide has a known lesion: the segmenter stays untrained, and all tissue is looked at")
         card = _without_segmenter(card)
@@ -185,11 +187,15 @@ def _enter(run: Run) -> None:
     if folder.exists() and any(folder.iterdir()):
         raise RunError(f"{folder} is not empty and holds no run: choose another --out.")
     files = not (run.features or config.machine.skip_bad_slides)
-    faults = check_cohort(cohort, folds=config.folds, files=files, finest_mpp=run.card.scales_mpp[0])
-    if faults:
-        raise CohortError(f"{cohort.source} cannot be trained on: " + "; ".join(faults) + ".")
+    _refuse_faults(cohort, config, files=files, finest_mpp=run.card.scales_mpp[0])
     run.parts()  # raises before anything is written
     _write_facts(run)
+
+
+def _refuse_faults(cohort: Cohort, config: Config, *, files: bool, finest_mpp: float | None = None) -> None:
+    faults = check_cohort(cohort, folds=config.folds, files=files, finest_mpp=finest_mpp)
+    if faults:
+        raise CohortError(f"{cohort.source} cannot be trained on: " + "; ".join(faults) + ".")
 
 
 def _without_segmenter(card: Card) -> Card:

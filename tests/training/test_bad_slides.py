@@ -94,7 +94,10 @@ def test_bad_slides_are_named_once_left_out_and_stand_in_the_report(
     assert result["slides"] == {"training": 4, "validation": 2, "test": 2}
     assert result["left_out"] == sorted(names(spoiled))
     assert json.loads((tmp_path / "run" / "fold-0" / "logits.json").read_text())["rows"] == [7, 8]
-    assert f"could not be used: {', '.join(sorted(names(spoiled)))}." in (tmp_path / "run" / "report.md").read_text()
+    assert (
+        f"Left out of all parts, since they could not be used: {', '.join(sorted(names(spoiled)))}."
+        in (tmp_path / "run" / "report.md").read_text()
+    )
 
 
 def test_a_run_that_is_gone_on_with_leaves_out_what_it_left_out_bit_for_bit(

@@ -409,6 +409,19 @@ def test_a_lesion_file_that_changed_under_a_run_is_named(tmp_path: Path) -> None
         train("segment", cohort, tmp_path / "run", "segment.epochs=1")
 
 
+def test_a_table_with_too_few_patients_or_classes_is_refused_in_the_words_of_the_check(
+    cohort: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(CohortError, match="class 'adenocarcinoma' has 6 patients for 99 folds: use fewer folds"):
+        train("segment", cohort, tmp_path / "run", "folds=99")
+    lines = cohort.read_text().splitlines()
+    table = cohort.parent / "one-class.csv"
+    table.write_text("\n".join([lines[0], *(line for line in lines if ",no adenocarcinoma," in line)]) + "\n")
+    with pytest.raises(CohortError, match="all slides are 'no adenocarcinoma': a classifier needs at least two"):
+        train("segment", table, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_damaged_file_of_a_run_is_named_with_what_to_do(finished: Path, cohort: Path, tmp_path: Path) -> None:
     run = shutil.copytree(finished, tmp_path / "run")
     result = run / "fold-0" / "result.json"
