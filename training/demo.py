@@ -203,7 +203,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, required=True, help="EBHI-Seg folder: index.csv, images, masks")
     parser.add_argument("--out", type=Path, required=True, help="model file to write (.safetensors)")
     parser.add_argument("--resume", action="store_true", help="continue from the checkpoints beside the model file")
-    parser.add_argument("--minutes", type=float, default=60, help="size of the work: minutes on two free cores")
+    parser.add_argument("--minutes", type=float, default=90, help="size of the work: minutes on two free cores")
     parser.add_argument("--until", choices=STAGES, default=STAGES[-1], help="last stage to run; go on with --resume")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     chosen = parser.parse_args(arguments)

@@ -33,7 +33,7 @@ class Recipe:
         cells: Fields along a side of the smallest composed slides.
     """
 
-    segment: int = 500
+    segment: int = 2500
     patches: int = 2600
     end_to_end: int = 100
     mil: int = 400
@@ -49,8 +49,8 @@ class Recipe:
     cells: int = 6
 
     def sized(self, minutes: float) -> "Recipe":
-        """Steps for about ``minutes`` on two free CPU cores, in proportion to the standard 60."""
-        factor = minutes / 60
+        """Steps for about ``minutes`` on two free CPU cores, in proportion to the standard 90."""
+        factor = minutes / 90
 
         def steps(standard: int) -> int:
             return max(2, round(standard * factor))
