@@ -27,6 +27,10 @@ class ModelFileError(MsamilError):
     """The file is not a model of ours, or it was cut or changed."""
 
 
+class NotFiniteError(MsamilError):
+    """The networks give no finite number: features or weights overflow."""
+
+
 class ResultExistsError(MsamilError):
     """A result is already there and the caller did not ask to replace it."""
 

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from napari_msamil.errors import MsamilError
+from napari_msamil.errors import MsamilError, NotFiniteError
 
 from .checkpoint import CheckpointError, load_checkpoint, put_back, save_checkpoint, weights_of
 from .distributed import all_parameters, average_statistics, rank, sum_gradients, total, wait_for_all
@@ -122,7 +122,7 @@ def train(
         The final state.
 
     Raises:
-        DivergedError: A loss is not finite; the last checkpoint is kept.
+        DivergedError: A loss, a gradient or a validation score is not finite; the last checkpoint is kept.
         CheckpointError: The checkpoint belongs to another plan, or is damaged.
         StoppedError: Ctrl-C or SIGTERM came; the checkpoint holds the last finished step.
     """
@@ -153,16 +153,13 @@ def train(
         while not state.over(plan):
             torch.manual_seed(plan.seed * 1_000_003 + state.step)
             rate = _set_rate(optimiser, plan, state.step)
-            loss = total(step(state.step))
-            if not math.isfinite(loss):
-                where = f" on {slides(state.step)}" if slides else ""
-                kept = f"{file} holds the last good state" if file.exists() else "nothing was saved yet"
-                raise DivergedError(
-                    f"The loss of stage {plan.name} became {loss} at step {state.step}{where}: {kept}. Look at the "
-                    "slide, or lower the learning rate."
-                )
-            sum_gradients(all_parameters(modules.values()))
-            gradient = float(nn.utils.clip_grad_norm_(all_parameters(modules.values()), plan.clip))
+            where = f"step {state.step}{f' on {slides(state.step)}' if slides else ''}"
+            with _finite(plan, where, file):
+                loss = total(step(state.step))
+                _refuse_infinite("loss", loss)
+                sum_gradients(all_parameters(modules.values()))
+                gradient = float(nn.utils.clip_grad_norm_(all_parameters(modules.values()), plan.clip))
+                _refuse_infinite("gradient", gradient)
             average_statistics(modules.values())
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
@@ -171,7 +168,8 @@ def train(
             bar.set_postfix(loss=f"{state.loss:.3f}", refresh=False)
             bar.update()
             scored = state.step % plan.score_every == 0 or state.step == plan.steps
-            value = score() if scored else None
+            with _finite(plan, f"the validation slides after step {state.step}", file):
+                value = score() if scored else None
             if value is not None and value >= state.best_score:
                 state.best_score, state.best_step, best = value, state.step, weights_of(modules)
             state.seconds = time.monotonic() - started
@@ -194,6 +192,24 @@ def train(
                 return state
     put_back(modules, best)
     return state
+
+
+def _refuse_infinite(what: str, value: float) -> None:
+    if not math.isfinite(value):
+        raise NotFiniteError(f"the {what} became {value}")
+
+
+@contextmanager
+def _finite(plan: Plan, where: str, file: Path) -> Iterator[None]:
+    """Say of which stage and step it is that a number overflows, and what to do."""
+    try:
+        yield
+    except NotFiniteError as error:
+        kept = f"{file} holds the last good state" if file.exists() else "nothing was saved yet"
+        raise DivergedError(
+            f"Stage {plan.name} diverged at {where}: {error}; {kept}. Look at the slide, or lower the learning rate "
+            f"(now {plan.learning_rate:g} at its highest) in a run of its own."
+        ) from error
 
 
 def _tell(plan: Plan, state: State) -> None:

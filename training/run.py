@@ -88,7 +88,11 @@ class Run:
         )
         unknown = sorted(set(self.config.run_folds) - every.keys())
         if unknown:
-            raise RunError(f"run_folds names fold {unknown[0]}, but the folds are {', '.join(map(str, every))}.")
+            numbers = ", ".join(map(str, every))
+            raise RunError(
+                f"run_folds names fold {unknown[0]}, but the folds are {numbers}: set run_folds=[{min(every)}] for the "
+                "first, or run_folds=[] for all."
+            )
         return {k: parts for k, parts in every.items() if k in self.config.run_folds or not self.config.run_folds}
 
     def of_this_command(self) -> dict[int, Parts]:
@@ -96,7 +100,8 @@ class Run:
         parts, wanted = self.parts(), self.config.machine.folds
         unknown = sorted(set(wanted) - parts.keys())
         if unknown:
-            raise RunError(f"machine.folds names fold {unknown[0]}, but the run has {', '.join(map(str, parts))}.")
+            numbers = ", ".join(map(str, parts))
+            raise RunError(f"machine.folds names fold {unknown[0]}, but the folds of the run are {numbers}.")
         return {number: one for number, one in parts.items() if number in wanted or not wanted}
 
     def fold_folder(self, fold: int) -> Path:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from napari_msamil.errors import MissingMppError, MsamilError
+from napari_msamil.errors import MissingMppError, MsamilError, NotFiniteError
 from napari_msamil.inference.candidates import candidate_table, choose_patches
 from napari_msamil.inference.engine import Device, choose_device, tune_allocator
 from napari_msamil.inference.geojson import Polygon, polygon_mask, read_polygons
@@ -292,7 +292,12 @@ def _aggregate(
     kept = np.setdiff1d(np.arange(len(table)), np.fromiter(errors, np.int64, len(errors)))
     bag = make_bag(features[torch.from_numpy(kept)], table.take(kept))
     with torch.inference_mode():
-        output = model.aggregate(bag)
+        try:
+            output = model.aggregate(bag)
+        except NotFiniteError as error:
+            raise NotFiniteError(
+                f"{error}. Classify in full precision (--device cpu), or train the model again."
+            ) from error
     temperature = torch.tensor(model.card.temperature, dtype=torch.float64)
     found = probabilities(output.logits.cpu().double() / temperature, exclusive=model.card.exclusive).numpy()
     attention = np.full(len(table), np.nan, np.float32)

@@ -9,7 +9,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from napari_msamil.errors import ModelFileError, MsamilError
+from napari_msamil.errors import ModelFileError, NotFiniteError
 from napari_msamil.models.aggregators import aggregator_class
 from napari_msamil.models.aggregators.base import Aggregator, AggregatorOutput
 from napari_msamil.models.bag import Bag
@@ -109,15 +109,15 @@ class Model(nn.Module):
             attention: Whether to compute the attention too.
 
         Raises:
-            MsamilError: The features or the weights are so far off that no finite number comes out.
+            NotFiniteError: The features or the weights are so far off that no finite number comes out.
         """
         bag = bag.to(self.device)
         with torch.autocast(self.device.type, enabled=False):
             output = self.aggregator(bag, attention=attention)
         if not torch.isfinite(output.logits).all():
-            raise MsamilError(
-                f"{self.card.name} gives no finite number for this slide ({len(bag)} patches): features or weights "
-                "overflow. Classify in full precision (--device cpu), or train the model again."
+            raise NotFiniteError(
+                f"{self.card.name} gives no finite number for {len(bag)} patches of a slide: features or weights "
+                "overflow"
             )
         return output
 

@@ -141,7 +141,7 @@ def test_bfloat16_autocast_keeps_results_in_float32_and_near() -> None:
 
 def test_numbers_that_overflow_are_an_error_never_a_result() -> None:
     model = build_model(tiny_card(), seed=0)
-    with pytest.raises(MsamilError, match="no finite number for this slide"):
+    with pytest.raises(MsamilError, match="no finite number for 3 patches"):
         model.aggregate(make_bag(torch.full((3, 32), float("inf"))))
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from napari_msamil.errors import NotFiniteError
 from napari_msamil.training.loop import CheckpointError, DivergedError, Plan, StoppedError, train
 
 PLAN = Plan("fit", steps=12, learning_rate=0.05, warmup=3, score_every=4, seed=5)
@@ -76,8 +77,32 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_checkpoint(tmp_path: Path)
     fit(tmp_path, stop_after=6)
     before = (tmp_path / "fit.pt").read_bytes()
     model = nn.Linear(4, 1)
-    with pytest.raises(DivergedError, match="step 4"):
-        train(PLAN, {"model": model}, step=lambda _: math.nan, score=lambda: 0.0, folder=tmp_path, resume=True)
+
+    def overflow(number: int) -> float:
+        loss = (model(torch.ones(2, 4)) * math.inf).sum()
+        loss.backward()
+        return 1.0  # as a loss that was clipped
+
+    def refuse() -> float:
+        raise NotFiniteError("msamil-tiny gives no finite number for a slide")
+
+    def good(number: int) -> float:
+        loss = model(torch.ones(2, 4)).square().mean()
+        loss.backward()
+        return float(loss.detach())
+
+    for step, score, said in (
+        (lambda _: math.nan, lambda: 0.0, "Stage fit diverged at step 4: the loss became nan; .*fit.pt holds the last"),
+        (
+            overflow,
+            lambda: 0.0,
+            r"at step 4: the gradient became (nan|inf); .* learning rate \(now 0\.05",
+        ),
+        (good, refuse, "at the validation slides after step .*: msamil-tiny gives no finite number for a slide; "),
+    ):
+        model.zero_grad()
+        with pytest.raises(DivergedError, match=said):
+            train(PLAN, {"model": model}, step=step, score=score, folder=tmp_path, resume=True)
     assert (tmp_path / "fit.pt").read_bytes() == before
     assert [file.name for file in tmp_path.glob("*.tmp*")] == []
 
