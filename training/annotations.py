@@ -21,7 +21,7 @@ ANNOTATIONS = (".geojson", ".json", ".xml", *PICTURES)
 """Suffixes of the files that `read_lesion` reads."""
 
 EXCLUDED = frozenset({"_2", "exclusion", "normal"})
-"""ASAP groups that are cut out of the lesion, in lower case.
+"""ASAP groups and QuPath classes that are cut out of the lesion, in lower case.
 
 CAMELYON16 draws metastases in "_0" and "_1" (or "Tumor") and what is none inside them in "_2" (or "Exclusion");
 CAMELYON17 calls the two "metastases" and "normal". Every other group is lesion.
@@ -34,7 +34,8 @@ _ELSEWHERE = "write none in the lesion column if the slide is known to have no l
 def read_lesion(path: str | Path, slide_size: tuple[int, int], shape: tuple[int, int]) -> NDArray[np.bool_]:
     """Read the lesion of a slide.
 
-    - QuPath GeoJSON (.geojson, .json): every polygon is lesion, its holes are not; classes are not looked at.
+    - QuPath GeoJSON (.geojson, .json): every polygon is lesion, its holes are not; those of classes in `EXCLUDED` are
+      cut out of all others.
     - ASAP (.xml): polygons, splines (through their points, straight) and rectangles; groups in `EXCLUDED` and groups
       within them are cut out of all others. Dots and measurements enclose nothing and are passed over.
     - Mask picture (.png, .tif, .tiff, .jpg), napari labels too: what is not zero; see `mask_image`.
@@ -59,17 +60,34 @@ def read_lesion(path: str | Path, slide_size: tuple[int, int], shape: tuple[int,
         raise AnnotationError(f"There is no lesion file {path}: check the path.")
     if suffix in PICTURES:
         return read_mask(path, slide_size, shape)
-    if suffix == ".xml":
-        lesion, excluded = _asap_polygons(path)
-        mask = _filled(path, lesion, slide_size, shape)
-        return mask & ~_filled(path, excluded, slide_size, shape) if excluded else mask
+    lesion, excluded = _asap_polygons(path) if suffix == ".xml" else _qupath_polygons(path)
+    if not lesion:
+        raise AnnotationError(f"{path} holds no polygon that is lesion: draw the lesion, or {_ELSEWHERE}.")
+    mask = _filled(path, lesion, slide_size, shape)
+    return mask & ~_filled(path, excluded, slide_size, shape) if excluded else mask
+
+
+def lesion_classes(path: Path) -> set[str]:
+    """Names of the classes whose polygons are lesion in a QuPath GeoJSON; of other files nothing.
+
+    Raises:
+        AnnotationError: It cannot be read.
+    """
+    if path.suffix.lower() not in (".geojson", ".json"):
+        return set()
+    return {polygon.name for polygon in _qupath_polygons(path)[0] if polygon.name}
+
+
+def _qupath_polygons(path: Path) -> tuple[tuple[Polygon, ...], tuple[Polygon, ...]]:
+    """Areas of a GeoJSON file: lesion, and what is cut out of it."""
     try:
         polygons = read_polygons(path)
     except RegionError as error:
         raise AnnotationError(f"The lesion cannot be read: {error} Or {_ELSEWHERE}.") from error
     except RecursionError as error:
         raise AnnotationError(f"{path} is nested too deeply for GeoJSON. Export the annotations again.") from error
-    return _filled(path, polygons, slide_size, shape)
+    excluded = tuple(polygon for polygon in polygons if polygon.name.casefold() in EXCLUDED)
+    return tuple(polygon for polygon in polygons if polygon.name.casefold() not in EXCLUDED), excluded
 
 
 def _filled(
@@ -104,8 +122,6 @@ def _asap_polygons(path: Path) -> tuple[tuple[Polygon, ...], tuple[Polygon, ...]
         if node.get("Type", "Polygon").lower() in _AREAS:
             polygon = Polygon(_outline(path, node))
             found[_is_excluded(node.get("PartOfGroup", ""), parents)].append(polygon)
-    if not found[0]:
-        raise AnnotationError(f"{path} holds no polygon that is lesion: draw the lesion, or {_ELSEWHERE}.")
     return tuple(found[0]), tuple(found[1])
 
 

@@ -12,19 +12,21 @@ from napari_msamil.errors import MsamilError
 from napari_msamil.patches.grid import refuse_coarse
 from napari_msamil.slide.slide import Slide, open_slide
 
-from .annotations import read_lesion
+from .annotations import lesion_classes, read_lesion
 from .cohort import Cohort, CohortSlide
 from .labels import membership
 
 _log = logging.getLogger(__name__)
+_LESION = "in masks whatever is not 0 is taken for it, in annotations all but the classes Normal and Exclusion"
 _CHECKED_PX = 512  # longest side of the masks that are read to see whether they can be
 
 
 def check_cohort(cohort: Cohort, *, folds: int = 5, files: bool = True, finest_mpp: float | None = None) -> list[str]:
     """Every fault that keeps a cohort from being trained on.
 
-    Opens each slide, reads each lesion file as far as a small mask needs it, and counts patients by class and part. A
-    µm per pixel in the table that is not the file's own is no fault, and warned of.
+    Opens each slide, reads each lesion file as far as a small mask needs it, and counts patients by class and part.
+    Warned of, and no faults, are a µm per pixel in the table that is not the file's own, a lesion that covers a whole
+    slide, and polygons of several classes that are all taken as lesion.
 
     Args:
         cohort: What `read_cohort` gave.
@@ -37,6 +39,7 @@ def check_cohort(cohort: Cohort, *, folds: int = 5, files: bool = True, finest_m
     """
     faults: list[str] = []
     opened_slides: list[CohortSlide] = []
+    lesions: set[str] = set()
     for slide in cohort.slides if files else ():
         try:
             with open_slide(slide.path, slide.mpp) as opened:
@@ -49,11 +52,15 @@ def check_cohort(cohort: Cohort, *, folds: int = 5, files: bool = True, finest_m
                 if opened.damage:
                     faults.append(opened.damage.removesuffix("."))
                 if slide.lesion is not None:
-                    read_lesion(slide.lesion, (opened.width, opened.height), _small_shape(opened))
+                    if read_lesion(slide.lesion, (opened.width, opened.height), _small_shape(opened)).all():
+                        _log.warning("%s says that all of %s is lesion: %s", slide.lesion, slide.path.name, _LESION)
+                    lesions |= lesion_classes(slide.lesion)
             opened_slides.append(slide)
         except MsamilError as error:
             name, said = slide.path.name, str(error).removesuffix(".")
             faults.append(said if name in said else f"{name}: {said}")
+    if len(lesions) > 1:
+        _log.warning("annotations of all these classes are lesion: %s; %s", ", ".join(sorted(lesions)), _LESION)
     return [*faults, *_same_pictures(opened_slides), *_class_faults(cohort, folds)]
 
 

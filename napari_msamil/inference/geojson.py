@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -25,10 +25,12 @@ class Polygon:
     Attributes:
         exterior: (n, 2) float64 level-0 px, (x, y), n >= 3.
         holes: rings like the exterior that are cut out.
+        name: of the class that it was given, or "".
     """
 
     exterior: NDArray[np.float64]
     holes: tuple[NDArray[np.float64], ...] = ()
+    name: str = ""
 
 
 def read_polygons(path: Path) -> tuple[Polygon, ...]:
@@ -63,7 +65,8 @@ def _polygons(node: Any) -> list[Polygon]:
     if kind == "FeatureCollection":
         return _polygons(node["features"])
     if kind == "Feature":
-        return _polygons(node["geometry"]) if node["geometry"] is not None else []
+        polygons = _polygons(node["geometry"]) if node["geometry"] is not None else []
+        return [replace(polygon, name=_class_name(node)) for polygon in polygons]
     if kind == "GeometryCollection":
         return _polygons(node["geometries"])
     if kind == "Polygon":
@@ -71,6 +74,14 @@ def _polygons(node: Any) -> list[Polygon]:
     if kind == "MultiPolygon":
         return [_polygon(rings) for rings in node["coordinates"]]
     return []
+
+
+def _class_name(feature: dict[str, Any]) -> str:
+    """What QuPath classified an annotation as."""
+    found: Any = feature
+    for key in ("properties", "classification", "name"):
+        found = found.get(key) if isinstance(found, dict) else None
+    return found if isinstance(found, str) else ""
 
 
 def _polygon(rings: Any) -> Polygon:

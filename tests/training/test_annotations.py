@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from PIL import Image
 
 from napari_msamil.errors import AnnotationError
 from napari_msamil.training import mask_image
-from napari_msamil.training.annotations import read_lesion
+from napari_msamil.training.annotations import lesion_classes, read_lesion
 from napari_msamil.training.datasets.synthetic import synthetic_slide
 
 SLIDE = (4000, 2000)  # width, height in level-0 px
@@ -46,6 +47,31 @@ def test_qupath_polygons_are_lesion_and_their_holes_are_not(tmp_path: Path) -> N
     expected = BOX.copy()
     expected[6:8, 15:20] = False
     assert np.array_equal(read_lesion(tmp_path / "a.geojson", SLIDE, SHAPE), expected)
+
+
+def test_qupath_classes_normal_and_exclusion_are_cut_out_of_the_others(tmp_path: Path) -> None:
+    def feature(name: str, *box: int) -> dict[str, Any]:
+        named = {"classification": {"name": name}} if name else {}
+        return {
+            "type": "Feature",
+            "geometry": {"type": "Polygon", "coordinates": [square(*box)]},
+            "properties": named,
+        }
+
+    features = [feature("Tumor", 1000, 500, 2000, 1000), feature("", 2000, 500, 3000, 1000)]
+    cut = feature("Normal", 1500, 600, 2000, 800)
+    file = tmp_path / "a.geojson"
+    file.write_text(json.dumps({"type": "FeatureCollection", "features": [cut, *features]}))
+    expected = BOX.copy()
+    expected[6:8, 15:20] = False
+    assert np.array_equal(read_lesion(file, SLIDE, SHAPE), expected)
+    assert lesion_classes(file) == {"Tumor"}
+    file.write_text(json.dumps(cut))
+    with pytest.raises(AnnotationError, match="holds no polygon that is lesion"):
+        read_lesion(file, SLIDE, SHAPE)
+    for odd in ("text", {"classification": "Tumor"}, {"classification": {"name": 3}}, None):
+        file.write_text(json.dumps({**features[0], "properties": odd}))
+        assert lesion_classes(file) == set()
 
 
 @pytest.mark.parametrize("excluded", ["_2", "Exclusion", "normal", "inner"])

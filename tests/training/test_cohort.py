@@ -1,10 +1,12 @@
 """The table of slides: every fault is named at once, and no patient is ever in two parts."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from napari_msamil.errors import ResultExistsError
 from napari_msamil.slide.sample import write_sample_slide
@@ -110,6 +112,26 @@ def test_checking_opens_every_slide_and_counts_patients(table: Callable[..., Pat
     assert any("s1.tif" in fault for fault in faults)
     assert any("class 'a' has 1 patient for 2 folds" in fault for fault in faults)
     assert not any("s0.tif" in fault for fault in faults)
+
+
+def test_what_may_be_taken_for_lesion_by_mistake_is_warned_of(
+    table: Callable[..., Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number in (0, 1):
+        write_sample_slide(tmp_path / f"s{number}.tif", size_px=512, seed=number)
+    labels = np.full((64, 64), 1, np.uint8)  # 1 is background here, as in many exports
+    labels[20:40, 20:40] = 3
+    Image.fromarray(labels).save(tmp_path / "s0.png")
+    box = {"type": "Polygon", "coordinates": [[[9, 9], [99, 9], [99, 99], [9, 99], [9, 9]]]}
+    both = [
+        {"type": "Feature", "geometry": box, "properties": {"classification": {"name": name}}}
+        for name in ("Tumor", "Stroma", "Normal")
+    ]
+    (tmp_path / "s1.geojson").write_text(json.dumps(both))
+    rows = ("s0.tif,a,p0,s0.png", "s1.tif,b,p1,s1.geojson")
+    assert check_cohort(read_cohort(table(*rows, header=HEADER + ",lesion")), folds=1) == []
+    assert "s0.png says that all of s0.tif is lesion: in masks whatever is not 0 is taken for it" in caplog.text
+    assert "annotations of all these classes are lesion: Stroma, Tumor; in masks" in caplog.text
 
 
 def test_a_slide_that_was_cut_off_is_a_fault(table: Callable[..., Path], tmp_path: Path) -> None:
