@@ -288,7 +288,7 @@ def test_folds_may_be_worked_on_by_separate_commands_and_give_the_same_report(
     assert train("all", cohort, tmp_path, "run_folds=[]", "machine.folds=[0]") == tmp_path / "model.safetensors"
     one, two = (json.loads((folder / "metrics.json").read_text()) for folder in (finished, tmp_path))
     assert one["pooled"] == two["pooled"]
-    with pytest.raises(RunError, match=r"machine\.folds names fold 7, but the run has 0, 1"):
+    with pytest.raises(RunError, match=r"machine\.folds names fold 7, but the folds of the run are 0, 1"):
         train("all", cohort, tmp_path, "run_folds=[]", "machine.folds=[7]")
 
 
