@@ -10,6 +10,8 @@ from typing import Annotated
 
 import typer
 
+from napari_msamil.errors import listed
+
 cohort_app = typer.Typer(help="Tables of slides to train on.", no_args_is_help=True, rich_markup_mode=None)
 
 
@@ -52,7 +54,7 @@ def check(
     cohort = read_cohort(file)
     faults = check_cohort(cohort, folds=folds)
     if faults:
-        raise CohortError(f"{file} cannot be trained on: " + "; ".join(faults) + ".")
+        raise CohortError(f"{file} cannot be trained on:" + listed(faults))
     refuse_untrainable_segmenters(cohort, split_cohort(cohort, folds=folds))  # which refuses too few patients
     print(f"{_cohort_line(file)}; no faults")
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+_LISTED = 100  # faults written out; the rest are counted
+
 
 class MsamilError(Exception):
     """Base of all errors raised on purpose by napari-msamil; its message is meant for the user."""
@@ -41,3 +45,11 @@ class RegionError(MsamilError):
 
 class AnnotationError(MsamilError):
     """A slide's lesion mask or annotation file cannot be read, or does not belong to that slide."""
+
+
+def listed(faults: Sequence[str], remedy: str = "") -> str:
+    """Faults and their common remedy as they follow the colon of a message: one fault in its line, several below it."""
+    if len(faults) == 1:
+        return f" {faults[0]}. {remedy}".rstrip()
+    more = [f"and {len(faults) - _LISTED} more"] if len(faults) > _LISTED else []
+    return "".join(f"\n- {fault}" for fault in [*faults[:_LISTED], *more]) + (f"\n{remedy}" if remedy else "")

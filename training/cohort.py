@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from napari_msamil.errors import MsamilError, ResultExistsError
+from napari_msamil.errors import MsamilError, ResultExistsError, listed
 from napari_msamil.files import write_atomically
 
 from .annotations import ANNOTATIONS
@@ -27,8 +27,6 @@ TABLE = "cohort.csv"
 SPLITS = ("training", "validation", "test")
 NO_LESION = "none"
 """In the lesion column: the slide is known to have no lesion. An empty cell says that nobody has marked it."""
-
-_LISTED = 20  # faults written out; the rest are counted
 
 
 class CohortError(MsamilError):
@@ -169,7 +167,7 @@ def read_cohort(path: str | Path, *, files: bool = True) -> Cohort:
                 faults += [f"line {number}: {fault}" for fault in found]
         faults += _table_faults(slides)
     if faults:
-        raise CohortError(_message(path, faults))
+        raise CohortError(f"{path} cannot be used as a table of slides:{listed(faults)}")
     return Cohort(path, tuple(slides), tuple(sorted({name for slide in slides for name in slide.classes})))
 
 
@@ -301,6 +299,14 @@ def _number(text: str) -> float | None:
     return value if math.isfinite(value) else None
 
 
+def _alike(names: set[str]) -> list[list[str]]:
+    """Names that are the same but for capitals."""
+    found: dict[str, list[str]] = defaultdict(list)
+    for name in sorted(names):
+        found[name.casefold()].append(name)
+    return [spelt for spelt in found.values() if len(spelt) > 1]
+
+
 def _table_faults(slides: Sequence[CohortSlide]) -> Iterator[str]:
     """What is wrong between rows."""
     for path, count in Counter(slide.path.resolve() for slide in slides).items():
@@ -311,6 +317,8 @@ def _table_faults(slides: Sequence[CohortSlide]) -> Iterator[str]:
         if len(values) > 1 and values & {"", None}:
             yield f"{name} is filled in for some slides only: fill it in for all, or for none"
     names = {name for slide in slides for name in slide.classes}
+    for spelt in _alike(names):
+        yield f"classes {' and '.join(map(repr, spelt))} differ by capitals only: write them alike"
     if slides and not names:
         yield "no slide has a class: there is nothing to learn"
     if slides and not isinstance(slides[0].label, str):
@@ -323,8 +331,3 @@ def _table_faults(slides: Sequence[CohortSlide]) -> Iterator[str]:
     for patient, found in sorted(parts.items()):
         if len(found) > 1:
             yield f"patient {patient} is in {' and '.join(sorted(found))}: a patient belongs to one part"
-
-
-def _message(path: Path, faults: Sequence[str]) -> str:
-    more = f"; and {len(faults) - _LISTED} more" if len(faults) > _LISTED else ""
-    return f"{path} cannot be used as a table of slides: " + "; ".join(faults[:_LISTED]) + more + "."

@@ -232,7 +232,10 @@ class Config(Frozen):
         given = [name for name in FROM_THE_RUN if name in self.model]
         if given:
             raise ValueError(f"model.{given[0]} follows from the run and cannot be set")
-        card = self.card(("a", "b"))  # raises where preset or model are wrong
+        try:
+            card = self.card(("a", "b"))
+        except ValidationError as error:
+            raise ValueError(explain(error, under="model.")) from error
         if self.pretrain.crop_px > card.patch_px:
             raise ValueError(f"pretrain.crop_px is {self.pretrain.crop_px}, but a patch has {card.patch_px} px")
         if self.end_to_end.start == "segmenter":

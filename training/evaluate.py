@@ -83,8 +83,8 @@ def evaluate_fold(fold: Fold) -> None:
         "fallbacks": sum(load_provenance(f)["fallback"] is not None for f in _lesion_files(fold)),
     }
     if rank() == 0:
-        test.write_csv(fold.folder / "predictions-test.csv", temperature=temperature)
-        held.write_csv(fold.folder / "predictions-validation.csv", temperature=temperature)
+        test.write_csv(fold.folder / "predictions-test.csv", fold=fold.number, temperature=temperature)
+        held.write_csv(fold.folder / "predictions-validation.csv", fold=fold.number, temperature=temperature)
         model.card = _finished_card(run, fold, result)
         save_model(model, fold.folder / model_name(run), overwrite=True)
         logits = {"rows": rows, "logits": test.logits.tolist()}
@@ -115,16 +115,15 @@ def finish(run: Run) -> Path | None:
         _predictions(run, one["rows"], np.array(one["before_mil"])) for one in logits.values() if "before_mil" in one
     ]
     temperature = np.concatenate([[results[fold]["temperature"]] * len(tests[fold].slides) for fold in tests])
-    overall = _summary(run, pooled)
-    if overall["auc"] is not None:
-        roc_figure(tests, run.folder / "roc.png")
-    calibration_figure(pooled, temperature, run.folder / "calibration.png")
-    if run.cohort.exclusive:
-        confusion_figure(overall["confusion"], run.cohort.classes, run.folder / "confusion.png")
-    logs = [folder / "log.jsonl" for folder in folders.values()]
-    if any(log.exists() and log.stat().st_size for log in logs):  # else all stages were taken over from another run
-        loss_figure(logs, run.folder / "loss.png")
-    pooled.write_csv(run.folder / "predictions.csv", temperature=temperature)
+    numbers = [fold for fold, one in tests.items() for _ in one.slides]
+    pooled.write_csv(run.folder / "predictions.csv", fold=numbers, temperature=temperature)
+    figures: dict[str, Any] = {
+        "pooled": _summary(run, pooled),
+        "pooled_before_mil": _summary(run, Predictions.pooled(before)) if before else None,
+        "pooled_calibrated": _summary(run, pooled, temperature),
+        "mean": over_folds([one["test"] for one in results.values()]),
+    }
+    _draw_figures(run, tests, figures["pooled"], temperature)
     chosen = max(results, key=lambda fold: (results[fold]["validation"]["auc"] or 0.0, -fold))
     model = model_name(run)
     try:
@@ -132,37 +131,51 @@ def finish(run: Run) -> Path | None:
     except (MsamilError, OSError) as error:
         raise _damaged(folders[chosen] / model) from error
     copy_atomically(folders[chosen] / model, run.folder / model)
-    everything = range(len(run.cohort.slides))
-    left_out = sorted({*run.left_out, *(name for one in results.values() for name in one.get("left_out", ()))})
-    write_report(
-        run.folder,
-        {
-            "cohort": {
-                "name": run.cohort.name,
-                "slides": len(run.cohort.slides),
-                "patients": len({slide.patient for slide in run.cohort.slides}),
-                "classes": class_counts(run.cohort, everything),
-                "exclusive": run.cohort.exclusive,
-                "left_out": left_out,
-            },
-            "commands": run.commands(),
-            "preset": run.config.preset,
-            "seed": run.config.seed,
-            "versions": versions(),
-            "folds": list(results.values()),
-            "pooled": overall,
-            "pooled_before_mil": _summary(run, Predictions.pooled(before)) if before else None,
-            "pooled_calibrated": _summary(run, pooled, temperature),
-            "mean": over_folds([one["test"] for one in results.values()]),
-            "notes": [
-                f"{model} is the model of fold {chosen}, {_why(results, chosen)}; its test slides had no part in that "
-                "choice.",
-                *_unknown_lesions(run),
-                *_notes(run, left_out),
-            ],
-        },
-    )
+    write_report(run.folder, _facts(run, results, chosen) | figures)
     return run.folder / model
+
+
+def _draw_figures(
+    run: Run, tests: dict[int, Predictions], overall: Mapping[str, Any], temperature: NDArray[np.float64]
+) -> None:
+    """The report's figures, as far as there is something to draw, given the summary of all folds' slides.
+
+    The temperature is that of each slide's fold.
+    """
+    if overall["auc"] is not None:
+        roc_figure(tests, run.folder / "roc.png")
+    calibration_figure(Predictions.pooled(list(tests.values())), temperature, run.folder / "calibration.png")
+    if run.cohort.exclusive:
+        confusion_figure(overall["confusion"], run.cohort.classes, run.folder / "confusion.png")
+    logs = [run.fold_folder(fold) / "log.jsonl" for fold in tests]
+    if any(log.exists() and log.stat().st_size for log in logs):  # else all stages were taken over from another run
+        loss_figure(logs, run.folder / "loss.png")
+
+
+def _facts(run: Run, results: Mapping[int, dict[str, Any]], chosen: int) -> dict[str, Any]:
+    """What the report says beside the figures of all folds together; the model of fold ``chosen`` is the run's."""
+    left_out = sorted({*run.left_out, *(name for one in results.values() for name in one.get("left_out", ()))})
+    return {
+        "cohort": {
+            "name": run.cohort.name,
+            "slides": len(run.cohort.slides),
+            "patients": len({slide.patient for slide in run.cohort.slides}),
+            "classes": class_counts(run.cohort, range(len(run.cohort.slides))),
+            "exclusive": run.cohort.exclusive,
+            "left_out": left_out,
+        },
+        "commands": run.commands(),
+        "preset": run.config.preset,
+        "seed": run.config.seed,
+        "versions": versions(),
+        "folds": list(results.values()),
+        "notes": [
+            f"{model_name(run)} is the model of fold {chosen}, {_why(results, chosen)}; its test slides had no part in "
+            "that choice.",
+            *_unknown_lesions(run),
+            *_notes(run, left_out),
+        ],
+    }
 
 
 def _why(results: Mapping[int, dict[str, Any]], chosen: int) -> str:
@@ -279,7 +292,7 @@ def _finished_card(run: Run, fold: Fold, result: dict[str, Any]) -> Card:
     counts = ", ".join(f"{n} {name}" for name, n in class_counts(cohort, fold.training()).items())
     measured = {key: test[key] for key in test["intervals"]}
     measured |= {key: result["test_calibrated"][key] for key in ("ece", "brier")}  # as the model speaks
-    figures = {
+    figures: dict[str, Any] = {
         f"test part of fold {fold.number}": measured | {"slides": test["slides"], "intervals": test["intervals"]},
         "chosen by": result["scores"],
         "lesion mask, validation": result["segment"],

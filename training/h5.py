@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from napari_msamil.errors import MsamilError
+from napari_msamil.errors import MsamilError, listed
 from napari_msamil.models.bag import Bag
 
 from .cohort import CohortSlide
@@ -25,7 +25,6 @@ from .distributed import gather, mine, rank
 from .features import StoredBags
 from .slides import identity
 
-_LISTED = 20  # faults written out; the rest are counted
 _TOLERANCE = 0.05  # relative, between the scale that a file states and the one that the settings say
 _log = logging.getLogger(__name__)
 
@@ -105,11 +104,10 @@ class FeatureFolders:
             if look.fault or look.width != width
         }
         if faults and (not skip_bad or len(faults) == len(slides)):
-            listed = "; ".join(list(faults.values())[:_LISTED])
-            more = f"; and {len(faults) - _LISTED} more" if len(faults) > _LISTED else ""
+            remedy = "Make them again, take the slides out of the table, or set machine.skip_bad_slides=true."
             raise FeatureError(
-                f"Features of {len(faults)} of {len(slides)} slides cannot be used: {listed}{more}. Make them again, "
-                "take the slides out of the table, or set machine.skip_bad_slides=true."
+                f"Features of {len(faults)} of {len(slides)} slides cannot be used:"
+                + listed(list(faults.values()), remedy)
             )
         for fault in faults.values():
             _log.warning("left out: %s", fault)

@@ -151,18 +151,9 @@ def train(
         tqdm(total=plan.steps, initial=state.step, desc=plan.name, unit="step", disable=None if first else True) as bar,
     ):
         while not state.over(plan):
-            torch.manual_seed(plan.seed * 1_000_003 + state.step)
             rate = _set_rate(optimiser, plan, state.step)
-            where = f"step {state.step}{f' on {slides(state.step)}' if slides else ''}"
-            with _finite(plan, where, file):
-                loss = total(step(state.step))
-                _refuse_infinite("loss", loss)
-                sum_gradients(all_parameters(modules.values()))
-                gradient = float(nn.utils.clip_grad_norm_(all_parameters(modules.values()), plan.clip))
-                _refuse_infinite("gradient", gradient)
-            average_statistics(modules.values())
-            optimiser.step()
-            optimiser.zero_grad(set_to_none=True)
+            with _finite(plan, f"step {state.step}{f' on {slides(state.step)}' if slides else ''}", file):
+                loss, gradient = _take_step(plan, modules, optimiser, step, state.step)
             state.step += 1
             state.loss = loss if math.isnan(state.loss) else 0.95 * state.loss + 0.05 * loss
             bar.set_postfix(loss=f"{state.loss:.3f}", refresh=False)
@@ -192,6 +183,30 @@ def train(
                 return state
     put_back(modules, best)
     return state
+
+
+def _take_step(
+    plan: Plan,
+    modules: Mapping[str, nn.Module],
+    optimiser: torch.optim.Optimizer,
+    step: Callable[[int], float],
+    number: int,
+) -> tuple[float, float]:
+    """Draw, forward, backward, and a step of the optimiser; returns the loss and the norm of the gradient.
+
+    Raises:
+        NotFiniteError: One of them is not finite; the weights stay as they were.
+    """
+    torch.manual_seed(plan.seed * 1_000_003 + number)
+    loss = total(step(number))
+    _refuse_infinite("loss", loss)
+    sum_gradients(all_parameters(modules.values()))
+    gradient = float(nn.utils.clip_grad_norm_(all_parameters(modules.values()), plan.clip))
+    _refuse_infinite("gradient", gradient)
+    average_statistics(modules.values())
+    optimiser.step()
+    optimiser.zero_grad(set_to_none=True)
+    return loss, gradient
 
 
 def _refuse_infinite(what: str, value: float) -> None:

@@ -137,20 +137,24 @@ class Predictions:
             return [self.classes[number] for number in numbers]
         return [tuple(name for name, one in zip(self.classes, row, strict=True) if one) for row in numbers]
 
-    def write_csv(self, path: Path, *, temperature: Temperature = 1.0) -> None:
-        """Write slide, patient, label, predicted label, and per class its probability and logit; whole or not at all.
+    def write_csv(self, path: Path, *, fold: int | Sequence[int], temperature: Temperature = 1.0) -> None:
+        """Write slide, patient, fold, label, predicted label, and per class its probability and logit; whole or not.
 
         Probabilities are those after the temperature, logits those before it. Labels of several classes are written as
         in the table of slides.
+
+        Args:
+            path: CSV file to write.
+            fold: Whose model predicted, of all slides or of each.
+            temperature: Of all slides or of each.
         """
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         heads = [f"{what} of {name}" for what in ("probability", "logit") for name in self.classes]
-        writer.writerow(["slide", "patient", "label", "predicted", *heads])
+        writer.writerow(["slide", "patient", "fold", "label", "predicted", *heads])
         said = self._labels(self.targets), self._labels(self.predicted)
-        for slide, patient, label, predicted, row in zip(
-            self.slides, self.patients, *said, np.hstack([self.probabilities(temperature), self.logits]), strict=True
-        ):
-            cells = [f"{value:.6g}" for value in row]
-            writer.writerow([slide, patient, write_label(label), write_label(predicted), *cells])
+        folds = np.broadcast_to(fold, len(self.slides)).tolist()
+        numbers = np.hstack([self.probabilities(temperature), self.logits])
+        for *names, label, predicted, row in zip(self.slides, self.patients, folds, *said, numbers, strict=True):
+            writer.writerow([*names, write_label(label), write_label(predicted), *(f"{value:.6g}" for value in row)])
         write_atomically(path, lambda file: file.write(text.getvalue().encode()))

@@ -19,7 +19,7 @@ import torch
 from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
-from napari_msamil.errors import MsamilError
+from napari_msamil.errors import MsamilError, listed
 from napari_msamil.files import write_atomically
 from napari_msamil.inference.engine import Device, choose_device
 from napari_msamil.models.card import Card, explain
@@ -200,7 +200,7 @@ def _enter(run: Run) -> None:
 def _refuse_faults(cohort: Cohort, config: Config, *, files: bool, finest_mpp: float | None = None) -> None:
     faults = check_cohort(cohort, folds=config.folds, files=files, finest_mpp=finest_mpp)
     if faults:
-        raise CohortError(f"{cohort.source} cannot be trained on: " + "; ".join(faults) + ".")
+        raise CohortError(f"{cohort.source} cannot be trained on:" + listed(faults))
 
 
 def _without_segmenter(card: Card) -> Card:
@@ -236,7 +236,8 @@ def _refuse_changes(run: Run) -> None:
         raise RunError(
             f"{folder} holds a run whose settings cannot be read ({error}): choose another --out."
         ) from error
-    changes = differences(before, config.fixed()) + _changed_slides(run, folder)
+    settings, slides = differences(before, config.fixed()), _changed_slides(run, folder)
+    changes = settings + slides
     if run.features and not changes:
         known = json.loads((folder / FEATURES).read_text(encoding="utf-8"))
         changed = sorted(name for name, files in run.feature_files.items() if files != known[name])
@@ -245,9 +246,10 @@ def _refuse_changes(run: Run) -> None:
                 f"features of {len(changed)} slide{'s' if len(changed) > 1 else ''} changed, first {changed[0]}"
             )
     if changes:
-        raise RunError(
-            f"{folder} cannot be gone on with: {'; '.join(changes)}. Go back to what it was, or choose another --out."
-        )
+        remedy = "Go back to what it was, or choose another --out"
+        if changes == settings:
+            remedy += f"; with it, machine.reuse={folder} takes over those stages of this run that stay the same"
+        raise RunError(f"{folder} cannot be gone on with:{listed(changes, remedy + '.')}")
 
 
 def _changed_slides(run: Run, folder: Path) -> list[str]:

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from napari_msamil.errors import MissingMppError, MsamilError, ReadError
+from napari_msamil.errors import MissingMppError, MsamilError, ReadError, listed
 from napari_msamil.files import write_atomically
 from napari_msamil.inference.candidates import candidate_table, on_square, read_thumbnail
 from napari_msamil.models.card import Card
@@ -100,8 +100,8 @@ class SlideStore:
         found = list(filter(None, faults))
         if found and not skip_bad:
             raise CohortError(
-                f"{len(found)} slide{'s' if len(found) > 1 else ''} cannot be used: {'; '.join(found)}. Repair or "
-                "remove them, or set machine.skip_bad_slides=true."
+                f"{len(found)} slide{'s' if len(found) > 1 else ''} cannot be used:"
+                + listed(found, "Repair or remove them, or set machine.skip_bad_slides=true.")
             )
         return [row for row, fault in zip(rows, faults, strict=True) if not fault]
 

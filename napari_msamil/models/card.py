@@ -253,11 +253,11 @@ class Card(Frozen):
             raise ModelFileError(f"{source}: its card is not valid ({explain(error)}).") from error
 
 
-def explain(error: ValidationError) -> str:
-    """One line that names each wrong setting, what is wrong with it, and the value given."""
+def explain(error: ValidationError, *, under: str = "") -> str:
+    """One line that names each wrong setting, after where it stands, what is wrong with it, and the value given."""
     parts = []
     for item in error.errors(include_url=False):
-        where = ".".join(str(key) for key in item["loc"])
+        where = under + ".".join(str(key) for key in item["loc"])
         what = item["msg"].removeprefix("Value error, ")
         if item["type"] == "extra_forbidden":
             what = "there is no such setting"
@@ -266,7 +266,7 @@ def explain(error: ValidationError) -> str:
         elif item["type"] != "value_error":  # our own sentences name the value themselves
             given = repr(item["input"])
             what += f", got {given if len(given) < 60 else given[:56] + ' ...'}"
-        parts.append(f"{where}: {what}" if where else what)
+        parts.append(f"{where}: {what}" if item["loc"] else what)
     return "; ".join(parts)
 
 

@@ -1,9 +1,11 @@
-"""A stand-in for EBHI-Seg, laid out like the original: its index, pictures of two textures, gland masks."""
+"""One thread for all tests of training, and a stand-in for EBHI-Seg, laid out like the original."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 HEADER = "image,mask,class,case,fold,case_has_adenocarcinoma,mask_fraction"
@@ -24,9 +26,18 @@ def write_field(folder: Path, name: str, tissue: str, rng: np.random.Generator) 
     return f"images/{name}.jpg", f"masks/{name}.png"
 
 
+@pytest.fixture(scope="package", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Small networks are fastest on one; on two, sums may be rounded differently, and runs could not be compared."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def small_ebhi(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """16 cases in folds 0-3, half with adenocarcinoma, one to three fields each."""
+    """16 cases in folds 0-3, half with adenocarcinoma, one to three fields each: index, pictures, gland masks."""
     folder = tmp_path_factory.mktemp("ebhi")
     (folder / "images").mkdir()
     (folder / "masks").mkdir()

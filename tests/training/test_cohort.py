@@ -67,6 +67,7 @@ def test_every_fault_is_named_in_one_message(table: Callable[..., Path]) -> None
         "line 5: mpp is '99'", "s4.tif stands there 2 times", "patient p5 is in test and training",
     ):  # fmt: skip
         assert fault in said
+    assert len(said.splitlines()) == 7, "each in a line of its own"
 
 
 @pytest.mark.parametrize(
@@ -78,6 +79,7 @@ def test_every_fault_is_named_in_one_message(table: Callable[..., Path]) -> None
         (HEADER, "s0.tif,a,p,extra", "more cells than the header"),
         (HEADER + ",fold", "s0.tif,a,p,one", "fold is 'one'"),
         (HEADER + ",lesion", "s0.tif,a,p,s1.docx", "there is no lesion file"),
+        (HEADER, "s0.tif,Polyp,p\ns1.tif,polyp,q", "classes 'Polyp' and 'polyp' differ by capitals only"),
         (HEADER.replace(",", ";"), "s0.tif;a;p", "separated by semicolons: save it with commas"),
         (HEADER.replace(",", "\t"), "s0.tif\ta\tp", "separated by tabs"),
     ],

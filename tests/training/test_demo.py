@@ -47,7 +47,6 @@ def small_work(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo_report, "synthetic_slide", drawn)
     monkeypatch.setattr(demo_data, "_plain_cells", plain)
     demo_data.drawn_slide.cache_clear()
-    torch.set_num_threads(1)
 
 
 def test_two_steps_of_each_stage_end_in_a_file_with_a_full_card(

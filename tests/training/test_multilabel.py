@@ -163,10 +163,10 @@ def test_where_slides_have_temperatures_of_their_own_figures_follow_the_order_of
 def test_predictions_are_written_in_the_words_of_the_table(tmp_path: Path) -> None:
     targets = np.array([[1, 1, 0], [0, 0, 0]])
     p = Predictions(("a", "b"), ("p", "q"), targets, np.array([[3.0, -3.0, -3.0], [0.0, 1.0, -9.0]]), CLASSES)
-    p.write_csv(tmp_path / "p.csv")
-    assert [line.split(",")[:4] for line in (tmp_path / "p.csv").read_text().splitlines()[1:]] == [
-        ["a", "p", "necrosis;tumour", "necrosis"],
-        ["b", "q", "none", "necrosis;tumour"],
+    p.write_csv(tmp_path / "p.csv", fold=[3, 0])
+    assert [line.split(",")[:5] for line in (tmp_path / "p.csv").read_text().splitlines()[1:]] == [
+        ["a", "p", "3", "necrosis;tumour", "necrosis"],
+        ["b", "q", "0", "none", "necrosis;tumour"],
     ]
     with pytest.raises(ValueError, match="numbers below 2"):
         Predictions(("a", "b"), ("p", "q"), targets * 2, p.logits, CLASSES)
@@ -187,15 +187,12 @@ def drawn_bags(count: int, rng: np.random.Generator) -> tuple[list[Bag], NDArray
 
 
 def test_two_independent_classes_are_learned_together_both_none_and_either(tmp_path: Path) -> None:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     rng = np.random.default_rng(0)
     (bags, targets), (held, held_targets) = drawn_bags(32, rng), drawn_bags(24, rng)
     model = build_model(preset_card("tiny", classes=("a", "b"), exclusive=False), seed=0)
     plan = Plan("mil", 80, 3e-3, warmup=5, score_every=20, seed=0)
     settings: dict[str, Any] = {"plan": plan, "folder": tmp_path, "batch": 4, "label_smoothing": 0.05}
     state = train_aggregator(model, bags, targets, held, held_targets, **settings)
-    torch.set_num_threads(threads)
     assert state.best_score > 0.95
     with torch.inference_mode():
         found = torch.stack([model.aggregate(bag).logits for bag in held]).numpy() >= 0

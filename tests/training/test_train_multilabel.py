@@ -2,7 +2,6 @@
 
 import csv
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import h5py
@@ -38,15 +37,6 @@ def draw(path: Path, label: tuple[str, ...], rng: np.random.Generator) -> None:
             pixels[(x - cx) ** 2 + (y - cy) ** 2 < 36] = (40, 20, 60)
     place = {"resolution": (1e4, 1e4), "resolutionunit": "CENTIMETER"}
     tifffile.imwrite(path, pixels, tile=(256, 256), photometric="rgb", compression="deflate", **place)  # type: ignore[arg-type]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Small networks are fastest on one."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

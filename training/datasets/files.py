@@ -8,11 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from napari_msamil.errors import listed
 from napari_msamil.files import write_atomically
 
 from ..cohort import TABLE, CohortError, CohortSlide, refuse_existing, write_cohort
-
-_LISTED = 20  # faults written out; the rest are counted
 
 
 def table_path(out: str | Path, *, overwrite: bool) -> Path:
@@ -25,11 +24,8 @@ def table_path(out: str | Path, *, overwrite: bool) -> Path:
 def refuse_faults(dataset: str, folder: Path, faults: Sequence[str]) -> None:
     """Raise CohortError naming all faults of a dataset's folder, if there are any; ``dataset`` is its name."""
     if faults:
-        more = f"; and {len(faults) - _LISTED} more" if len(faults) > _LISTED else ""
-        listed = "; ".join(faults[:_LISTED]) + more
-        raise CohortError(
-            f"{folder} cannot be used as {dataset}: {listed}. See that it is complete and laid out as expected."
-        )
+        remedy = "See that it is complete and laid out as expected."
+        raise CohortError(f"{folder} cannot be used as {dataset}:{listed(faults, remedy)}")
 
 
 def write_table(dataset: str, folder: Path, slides: Sequence[CohortSlide], path: Path, *, overwrite: bool) -> Path:
