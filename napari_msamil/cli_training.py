@@ -10,8 +10,6 @@ from typing import Annotated
 
 import typer
 
-from napari_msamil.errors import listed
-
 cohort_app = typer.Typer(help="Tables of slides to train on.", no_args_is_help=True, rich_markup_mode=None)
 
 
@@ -47,14 +45,12 @@ def check(
     folds: Annotated[int, typer.Option(help="Folds to draw where the table has none.", min=2)] = 5,
 ) -> None:
     """Open every slide and lesion of a table and name everything that keeps it from being trained on."""
-    from napari_msamil.training.cohort import CohortError, read_cohort
-    from napari_msamil.training.cohort_check import check_cohort
+    from napari_msamil.training.cohort import read_cohort
+    from napari_msamil.training.cohort_check import refuse_untrainable
     from napari_msamil.training.folds import refuse_untrainable_segmenters, split_cohort
 
     cohort = read_cohort(file)
-    faults = check_cohort(cohort, folds=folds)
-    if faults:
-        raise CohortError(f"{file} cannot be trained on:" + listed(faults))
+    refuse_untrainable(cohort, folds=folds)
     refuse_untrainable_segmenters(cohort, split_cohort(cohort, folds=folds))  # which refuses too few patients
     print(f"{_cohort_line(file)}; no faults")
 

@@ -9,6 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
+TEMPORARY = ".tmp-"
+"""In the name of a file that is being written, or was when its process was killed."""
+
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Writes beside the target and moves into place, so that a reader never sees half a file.
@@ -21,7 +24,7 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         OSError: It cannot be written; the error names the file, also where a full disk is the cause.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}-{threading.get_ident()}")
+    temporary = path.with_name(f"{path.name}{TEMPORARY}{os.getpid()}-{threading.get_ident()}")
     try:
         with temporary.open("wb") as file:
             write(file)

@@ -68,14 +68,14 @@ def read_lesion(path: str | Path, slide_size: tuple[int, int], shape: tuple[int,
 
 
 def lesion_classes(path: Path) -> set[str]:
-    """Names of the classes whose polygons are lesion in a QuPath GeoJSON; of other files nothing.
+    """Names of the classes whose polygons are lesion in a QuPath GeoJSON, "" for none; of other files nothing.
 
     Raises:
         AnnotationError: It cannot be read.
     """
     if path.suffix.lower() not in (".geojson", ".json"):
         return set()
-    return {polygon.name for polygon in _qupath_polygons(path)[0] if polygon.name}
+    return {polygon.name for polygon in _qupath_polygons(path)[0]}
 
 
 def _qupath_polygons(path: Path) -> tuple[tuple[Polygon, ...], tuple[Polygon, ...]]:

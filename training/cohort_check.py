@@ -8,12 +8,12 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from napari_msamil.errors import MsamilError
+from napari_msamil.errors import MsamilError, listed
 from napari_msamil.patches.grid import refuse_coarse
 from napari_msamil.slide.slide import Slide, open_slide
 
 from .annotations import lesion_classes, read_lesion
-from .cohort import Cohort, CohortSlide
+from .cohort import Cohort, CohortError, CohortSlide
 from .labels import membership
 
 _log = logging.getLogger(__name__)
@@ -26,7 +26,7 @@ def check_cohort(cohort: Cohort, *, folds: int = 5, files: bool = True, finest_m
 
     Opens each slide, reads each lesion file as far as a small mask needs it, and counts patients by class and part.
     Warned of, and no faults, are a µm per pixel in the table that is not the file's own, a lesion that covers a whole
-    slide, and polygons of several classes that are all taken as lesion.
+    slide or nothing of it, and polygons of several classes that are all taken as lesion.
 
     Args:
         cohort: What `read_cohort` gave.
@@ -52,16 +52,36 @@ def check_cohort(cohort: Cohort, *, folds: int = 5, files: bool = True, finest_m
                 if opened.damage:
                     faults.append(opened.damage.removesuffix("."))
                 if slide.lesion is not None:
-                    if read_lesion(slide.lesion, (opened.width, opened.height), _small_shape(opened)).all():
-                        _log.warning("%s says that all of %s is lesion: %s", slide.lesion, slide.path.name, _LESION)
+                    _warn_of_extremes(slide, read_lesion(slide.lesion, (opened.width, opened.height), _small(opened)))
                     lesions |= lesion_classes(slide.lesion)
             opened_slides.append(slide)
         except MsamilError as error:
             name, said = slide.path.name, str(error).removesuffix(".")
             faults.append(said if name in said else f"{name}: {said}")
-    if len(lesions) > 1:
-        _log.warning("annotations of all these classes are lesion: %s; %s", ", ".join(sorted(lesions)), _LESION)
+    if lesions:
+        names = ", ".join(name or "(no class)" for name in sorted(lesions))
+        level = logging.WARNING if len(lesions) > 1 else logging.INFO
+        _log.log(level, "annotations of these classes are lesion: %s; %s", names, _LESION)
     return [*faults, *_same_pictures(opened_slides), *_class_faults(cohort, folds)]
+
+
+def refuse_untrainable(cohort: Cohort, *, folds: int = 5, files: bool = True, finest_mpp: float | None = None) -> None:
+    """Raise CohortError with all that `check_cohort` finds, if it finds anything."""
+    faults = check_cohort(cohort, folds=folds, files=files, finest_mpp=finest_mpp)
+    if faults:
+        raise CohortError(f"{cohort.source} cannot be trained on:{listed(faults)}")
+
+
+def _warn_of_extremes(slide: CohortSlide, lesion: NDArray[np.bool_]) -> None:
+    """Masks that may mean something else than they say."""
+    if lesion.all():
+        _log.warning("%s says that all of %s is lesion: %s", slide.lesion, slide.path.name, _LESION)
+    elif not lesion.any():
+        _log.warning(
+            "%s says that nothing of %s is lesion, or too little to be seen in %d px: look whether it is the right "
+            "file, and write none where a slide is known to have no lesion",
+            slide.lesion, slide.path.name, max(lesion.shape),
+        )  # fmt: skip
 
 
 def _same_pictures(slides: Sequence[CohortSlide]) -> Iterator[str]:
@@ -117,7 +137,7 @@ def _part_faults(cohort: Cohort, has: NDArray[np.bool_]) -> Iterator[str]:
             yield f"all slides of class {name!r} are in fold {fold}: when it is tested, none is left to learn from"
 
 
-def _small_shape(slide: Slide) -> tuple[int, int]:
+def _small(slide: Slide) -> tuple[int, int]:
     """(h, w) of a small mask of a slide, in its proportions."""
     step = max(slide.width, slide.height, _CHECKED_PX) / _CHECKED_PX
     return max(round(slide.height / step), 1), max(round(slide.width / step), 1)

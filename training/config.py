@@ -316,8 +316,10 @@ def _read_toml(preset: str) -> dict[str, Any]:
             raise ConfigError(f"There is no preset {preset!r}: use {names}, or a file that ends in .toml.")
         try:
             text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{path} cannot be read ({error}).") from error
+        except OSError as error:
+            raise ConfigError(f"{path} cannot be read ({error.strerror}): check the path.") from error
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"{path} is not TOML: it is not in UTF-8.") from error
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:

@@ -115,10 +115,11 @@ def _results(result: Mapping[str, Any]) -> Iterable[str]:
     how = (_how_measured if result["cohort"]["exclusive"] else how_measured)(pooled)
     at = number(result["pooled_calibrated"].get("auc"))
     both = (
-        f" Pooled are the logits of all folds as they are; at each fold's own temperature, as the probabilities of "
-        f"predictions.csv are, the pooled AUC is {at}."
+        " Folds, and all of them pooled, are measured by their logits as they are; at each fold's own temperature, as "
+        f"the probabilities of predictions.csv are, the pooled AUC is {at}."
     )
-    yield f"{how} Standard deviation: between folds.{both if len(folds) > 1 else ''} {RESEARCH_USE}"
+    differs = len(folds) > 1 or at != number(pooled["auc"])
+    yield f"{how} Standard deviation: between folds.{both if differs else ''} {RESEARCH_USE}"
 
 
 def _how_measured(pooled: Mapping[str, Any]) -> str:
@@ -226,7 +227,7 @@ def _limits(result: Mapping[str, Any]) -> Iterable[str]:
     if fixed:
         points.append(
             f"How sure the numbers are for {', '.join(map(cell, fixed))}: one patient only, who is in every resample, "
-            "so that the intervals are too narrow."
+            "so that intervals, where there are any, are too narrow."
         )
     perfect = [_NAMES[name] for name, ends in pooled["intervals"].items() if ends == [1.0, 1.0]]
     if perfect:
@@ -245,7 +246,7 @@ def _limits(result: Mapping[str, Any]) -> Iterable[str]:
 
 def _making(result: Mapping[str, Any]) -> Iterable[str]:
     yield "## How it was made"
-    yield f"Preset {cell(result['preset'])}, seed {result['seed']}."
+    yield f"Preset {cell(result['preset'])}, seed {result['seed']}; all settings: [config.toml](config.toml)."
     if len(result["commands"]) > 1:
         yield "Several commands worked on it, one after another or side by side on different folds:"
     yield "```\n" + "\n".join(result["commands"]) + "\n```"

@@ -20,20 +20,19 @@ from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
 from napari_msamil.errors import MsamilError, listed
-from napari_msamil.files import write_atomically
+from napari_msamil.files import TEMPORARY, write_atomically
 from napari_msamil.inference.engine import Device, choose_device
 from napari_msamil.models.card import Card, explain
 
 from .cohort import (
     TABLE,
     Cohort,
-    CohortError,
     CohortSlide,
     read_cohort,
     write_cohort,
     written_path,
 )
-from .cohort_check import check_cohort
+from .cohort_check import refuse_untrainable
 from .config import Config, ConfigError, differences
 from .distributed import rank, wait_for_all, world
 from .folds import Parts, refuse_untrainable_segmenters, split_cohort
@@ -132,6 +131,8 @@ class Run:
                 f"Another command is working on fold {fold} of {self.folder}: wait until it ends, or choose others by "
                 "machine.folds."
             ) from None
+        for half in self.fold_folder(fold).glob(f"*{TEMPORARY}*"):
+            half.unlink()  # of a command that was killed while it wrote
         try:
             yield
         finally:
@@ -150,7 +151,7 @@ def begin(config: Config, cohort: Cohort, folder: Path, *, command: str) -> Run:
         MsamilError: TensorBoard is asked for and not installed.
         ConfigError: The networks cannot be as wide as those features.
     """
-    _refuse_faults(cohort, config, files=False)  # before it is cut into parts
+    refuse_untrainable(cohort, folds=config.folds, files=False)  # before it is cut into parts
     device = choose_device(config.machine.device)
     if config.machine.tensorboard:
         summary_writer()  # raises where it is not installed
@@ -163,7 +164,7 @@ def begin(config: Config, cohort: Cohort, folder: Path, *, command: str) -> Run:
         slides, width, files = features.look_at(cohort.slides, skip_bad=config.machine.skip_bad_slides)
         bad = tuple(slide.path.name for slide in cohort.slides if slide not in slides)
         cohort, card = replace(cohort, slides=tuple(slides)), aggregator_card(card, width, config.mil.features)
-        _refuse_faults(cohort, config, files=False)
+        refuse_untrainable(cohort, folds=config.folds, files=False)
     elif cohort.no_lesion_known:
         _log.warning("no slide has a known lesion: the segmenter stays untrained, and all tissue is looked at")
         card = _without_segmenter(card)
@@ -192,15 +193,9 @@ def _enter(run: Run) -> None:
     if folder.exists() and any(folder.iterdir()):
         raise RunError(f"{folder} is not empty and holds no run: choose another --out.")
     files = not (run.features or config.machine.skip_bad_slides)
-    _refuse_faults(cohort, config, files=files, finest_mpp=run.card.scales_mpp[0])
+    refuse_untrainable(cohort, folds=config.folds, files=files, finest_mpp=run.card.scales_mpp[0])
     run.parts()  # raises before anything is written
     _write_facts(run)
-
-
-def _refuse_faults(cohort: Cohort, config: Config, *, files: bool, finest_mpp: float | None = None) -> None:
-    faults = check_cohort(cohort, folds=config.folds, files=files, finest_mpp=finest_mpp)
-    if faults:
-        raise CohortError(f"{cohort.source} cannot be trained on:" + listed(faults))
 
 
 def _without_segmenter(card: Card) -> Card:

@@ -129,11 +129,15 @@ def test_what_may_be_taken_for_lesion_by_mistake_is_warned_of(
         {"type": "Feature", "geometry": box, "properties": {"classification": {"name": name}}}
         for name in ("Tumor", "Stroma", "Normal")
     ]
-    (tmp_path / "s1.geojson").write_text(json.dumps(both))
-    rows = ("s0.tif,a,p0,s0.png", "s1.tif,b,p1,s1.geojson")
+    unnamed = {"type": "Feature", "geometry": box, "properties": {}}
+    (tmp_path / "s1.geojson").write_text(json.dumps([*both, unnamed]))
+    write_sample_slide(tmp_path / "s2.tif", size_px=512, seed=2)
+    Image.new("L", (64, 64)).save(tmp_path / "s2.png")
+    rows = ("s0.tif,a,p0,s0.png", "s1.tif,b,p1,s1.geojson", "s2.tif,b,p2,s2.png")
     assert check_cohort(read_cohort(table(*rows, header=HEADER + ",lesion")), folds=1) == []
     assert "s0.png says that all of s0.tif is lesion: in masks whatever is not 0 is taken for it" in caplog.text
-    assert "annotations of all these classes are lesion: Stroma, Tumor; in masks" in caplog.text
+    assert "s2.png says that nothing of s2.tif is lesion" in caplog.text
+    assert "these classes are lesion: (no class), Stroma, Tumor; in masks" in caplog.text
 
 
 def test_a_slide_that_was_cut_off_is_a_fault(table: Callable[..., Path], tmp_path: Path) -> None:

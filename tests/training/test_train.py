@@ -155,9 +155,11 @@ def test_killed_and_resumed_equals_never_interrupted_bit_for_bit(cohort: Path, t
     process.send_signal(signal.SIGKILL)
     process.wait()
     part = torch.load(tmp_path / "b" / "fold-0" / "end-to-end.pt", weights_only=True)["state"]["step"]
+    (tmp_path / "b" / "fold-0" / "end-to-end.pt.tmp-1-1").write_bytes(b"half of a checkpoint")
     subprocess.run(shell("end-to-end", cohort, tmp_path / "b", epochs), check=True, capture_output=True)
     one, two = (torch.load(tmp_path / k / "fold-0" / "end-to-end.pt", weights_only=True) for k in "ab")
     assert 0 < part < one["state"]["step"] == two["state"]["step"]
+    assert not list(tmp_path.rglob("*.tmp-*")), "what was half written is gone"
     assert one["state"]["best_score"] == two["state"]["best_score"]
     for module in ("extractor", "aggregator"):
         for name, value in one["modules"][module].items():
