@@ -162,8 +162,8 @@ class Form(QWidget):
             return "Choose a model file."
         if self.region.value is not None and not closed(self.region.value):
             return (
-                "Draw the region: click its corners on the slide, double-click to close it. Or choose "
-                f"{WHOLE!r} under 3."
+                "Draw the region: click its corners on the slide, double-click to close it. Where clicks do not draw, "
+                f"press Draw … again. Or choose {WHOLE!r} under 3."
             )
         return ""
 

@@ -16,7 +16,7 @@ from napari_msamil.plugin.form import Form
 from napari_msamil.plugin.inputs import leave_the_wheel_to
 from napari_msamil.plugin.layers import fit_outlines, remove_orphans
 from napari_msamil.plugin.opening import Opener
-from napari_msamil.plugin.regions import add_region_layer
+from napari_msamil.plugin.regions import add_region_layer, closed, draw_on
 from napari_msamil.plugin.result_view import ResultView
 from napari_msamil.plugin.results import Results
 from napari_msamil.plugin.run_view import RunView
@@ -132,7 +132,11 @@ class MilPanel(QScrollArea):
             self.open_slide(url.toLocalFile())
 
     def _draw_region(self) -> None:
-        if self.form.layer is not None:
+        """Begin a region, or go on with the chosen one where nothing closed is drawn on it yet."""
+        begun = self.form.region.value
+        if begun is not None and not closed(begun):
+            draw_on(self._viewer, begun)
+        elif self.form.layer is not None:
             shapes = add_region_layer(self._viewer, self.form.layer)
             self.form.region.value = shapes  # what to do now is said below: see `Form.missing`
 

@@ -34,8 +34,15 @@ def add_region_layer(viewer: napari.viewer.Viewer, slide_layer: napari.layers.Im
         edge_width=2 * screen_px(viewer, slide_layer),
         metadata={KEY: {"role": REGION, "slide": tag(slide_layer)["slide"]}},
     )
-    layer.mode = "add_polygon"
+    draw_on(viewer, layer)
     return layer
+
+
+def draw_on(viewer: napari.viewer.Viewer, layer: napari.layers.Shapes) -> None:
+    """Let the next clicks on the picture be corners of a polygon of a layer."""
+    layer.visible = True
+    viewer.layers.selection.active = layer
+    layer.mode = "add_polygon"
 
 
 def closed(shapes: napari.layers.Shapes) -> bool:

@@ -844,6 +844,13 @@ def test_a_drawn_region_limits_the_patches(panel: Any, viewer: Any, slide_file: 
     assert panel.run_view.status.text().startswith("Draw the region: click its corners on the slide, double-click")
     assert panel.form.region.native.currentText() == "region", "the slide's name before it would be all one sees"
     assert not panel.run_view.start.enabled
+    viewer.layers.selection.active = layer
+    shapes.visible = False
+    count = len(viewer.layers)
+    panel.form.draw.native.click()
+    assert len(viewer.layers) == count, "a region that was begun is gone on with"
+    assert viewer.layers.selection.active == shapes
+    assert (shapes.visible, shapes.mode) == (True, "add_polygon")
     shapes.add_paths([[[180, 300], [180, 550]]])
     assert not panel.run_view.start.enabled, "a path encloses nothing"
     shapes.add_polygons([[[180, 300], [180, 550], [180, 550]]])
