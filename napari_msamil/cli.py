@@ -58,7 +58,13 @@ ModelName = Annotated[str, typer.Option(metavar="demo|FILE", help='"demo" or a m
 def main() -> None:
     """Run the command; errors meant for the user become one line on stderr and exit status 1."""
     try:
-        app()
+        try:
+            app()
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:  # whoever read what we print has gone, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python prints when it ends
+        sys.exit(1)
     except (MsamilError, OSError) as error:
         if logging.root.isEnabledFor(logging.INFO):  # --verbose
             traceback.print_exc()
@@ -170,6 +176,8 @@ def classify(
             failed.append((slide, f"{error} Or accept a share of unreadable patches: --max-read-errors."))
         except MsamilError as error:
             failed.append((slide, str(error)))
+        except BrokenPipeError:
+            raise
         except Exception as error:  # one bad slide stops nothing; the traceback goes to the log, the reason to the list
             logging.getLogger(__name__).exception("%s failed", slide)
             failed.append((slide, f"unexpected {type(error).__name__}: {error}"))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -208,6 +210,25 @@ def test_a_place_that_cannot_be_written_to_is_one_sentence(
     said = capsys.readouterr().err
     assert said.startswith(f"msamil: {file / 'cohort'}")
     assert said.endswith("cannot be read or written (Not a directory): see to it, or choose another place.\n")
+
+
+def test_no_fault_is_found_where_nobody_reads_the_answer_to_its_end(
+    slides: list[Path], model_file: Path, tmp_path: Path
+) -> None:
+    classify = ["classify", str(slides[0]), "--out", str(tmp_path / "out"), "--model", str(model_file)]
+    for command in (["info", str(slides[0])], classify):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "napari_msamil", *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        assert process.stdout is not None
+        process.stdout.close()
+        assert process.stderr is not None
+        assert "Traceback" not in (said := process.stderr.read())
+        assert "failed" not in said
+        assert "BrokenPipe" not in said
+        process.stderr.close()
+        assert process.wait(60) == 1
+    assert (tmp_path / "out" / "one" / "prediction.json").is_file()
 
 
 def test_a_demo_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:

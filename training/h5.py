@@ -93,6 +93,8 @@ class FeatureFolders:
             FeatureError: Names every fault; or h5py is not installed.
         """
         _h5py()
+        if missing := [str(folder) for folder in self.folders if not folder.is_dir()]:
+            raise FeatureError(f"mil.features names {' and '.join(missing)}, which is no folder: check the path.")
         shared = _named_alike(self, slides)
         bar = tqdm(mine(slides), desc="features", unit="slide", disable=None if rank() == 0 else True)
         looks = gather([_look(self, slide, shared) for slide in bar])

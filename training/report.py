@@ -246,7 +246,7 @@ def _limits(result: Mapping[str, Any]) -> Iterable[str]:
 
 def _making(result: Mapping[str, Any]) -> Iterable[str]:
     yield "## How it was made"
-    yield f"Preset {cell(result['preset'])}, seed {result['seed']}; all settings: [config.toml](config.toml)."
+    yield f"Networks: {cell(result['preset'])}; seed {result['seed']}; all settings: [config.toml](config.toml)."
     if len(result["commands"]) > 1:
         yield "Several commands worked on it, one after another or side by side on different folds:"
     yield "```\n" + "\n".join(result["commands"]) + "\n```"

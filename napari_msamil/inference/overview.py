@@ -77,7 +77,7 @@ def _title(heatmap: Heatmap, prediction: Prediction) -> str:
 def _write_head(draw: ImageDraw.ImageDraw, prediction: Prediction, width_px: int) -> None:
     _write_headline(draw, prediction, width_px)
     draw.text(
-        (GAP_PX, 46), f"{RESEARCH_USE}  Model {prediction.model_name} ({prediction.method})", fill=_PALE, font=_font(14)
+        (GAP_PX, 46), f"{RESEARCH_USE}  Model {prediction.model_name}, {prediction.method}", fill=_PALE, font=_font(14)
     )
     for index, (name, p) in enumerate(zip(prediction.classes, prediction.probabilities, strict=True)):
         y = 76 + 26 * index

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import napari
+from napari.settings import get_settings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,8 +31,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def open_window(slide: Path, *, mpp: float | None, model: str, run: bool) -> napari.Viewer:
     """A viewer with the panel, the slide chosen in it and, if asked, its classification under way."""
+    unsized = get_settings().application.window_size is None  # napari remembers none, and makes a small one
     viewer = napari.Viewer(title="napari-msamil", ndisplay=2)
     _, panel = viewer.window.add_plugin_dock_widget("napari-msamil", "Multi-scale MIL")
+    if unsized:
+        window = panel.window()
+        window.setGeometry(window.screen().availableGeometry())  # where no window manager knows "maximised"
+        window.showMaximized()
     panel.form.choose_model(model)
     panel.open_slide(slide, mpp, then=panel.classify if run else None)
     return viewer

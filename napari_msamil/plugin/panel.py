@@ -58,7 +58,7 @@ class MilPanel(QScrollArea):
         self.result_view = ResultView()
         self.opener = Opener(viewer, self)
         self.results = Results(viewer, self.form, self.result_view)
-        self._stage = Stage(viewer, self.form.layer)
+        self._stage = Stage(viewer, self.form.layer, self)
         self._lay_out()
         self._connect()
         self._update()
@@ -303,6 +303,7 @@ class MilPanel(QScrollArea):
         self._closed = True
         self.opener.shut_down()
         self.results.shut_down()
+        self._stage.leave()
         if self._run is not None:
             self._run.stop()
         compat.camera(self._viewer).events.zoom.disconnect(self._on_zoom)
@@ -318,6 +319,11 @@ class MilPanel(QScrollArea):
         if event.type() == QEvent.Type.ParentChange and self.parent() is None:
             self.shut_down()
         return bool(super().event(event))
+
+    def showEvent(self, event: Any) -> None:  # noqa: N802
+        """Follow the canvas beside which the panel is now."""
+        self._stage.watch_canvas_of(self)
+        super().showEvent(event)
 
     def closeEvent(self, event: Any) -> None:  # noqa: N802
         """Shut down."""

@@ -66,10 +66,16 @@ class Results(QObject):
         return found
 
     def add(self, layer: napari.layers.Image, prediction: Prediction) -> None:
-        """Keep a slide's result in place of an earlier one, and lay it on the slide."""
+        """Keep a slide's result in place of an earlier one, and lay it on the slide, at the scale that was shown."""
+        earlier = layers.result_layers(self._viewer, tag(layer)["slide"], HEATMAP)
+        shown = {tag(heatmap)["scale"]: heatmap.opacity for heatmap in earlier if heatmap.visible}
         self.forget(layer)
         layer.metadata[KEY] = {**tag(layer), "result": prediction}
         layers.show(self._viewer, layer, prediction, values=self._view.values.value)
+        for heatmap in layers.result_layers(self._viewer, tag(layer)["slide"], HEATMAP):
+            if tag(heatmap)["scale"] in shown:
+                heatmap.opacity = shown[tag(heatmap)["scale"]]
+                layers.show_scale(self._viewer, tag(layer)["slide"], tag(heatmap)["scale"])
         self._listen(layer)
 
     def _listen(self, layer: napari.layers.Layer) -> None:
@@ -128,6 +134,7 @@ class Results(QObject):
         if layer in self._maps():
             self._view.set_scale(self._shown_scale())
             self._explain_colours()
+            self._say_place()
 
     def save(self, folder: str | Path) -> None:
         """Write the chosen slide's result below a folder, in the background; asks before it replaces an earlier one."""
@@ -216,13 +223,14 @@ class Results(QObject):
         self._say_place()
 
     def _say_place(self) -> None:
-        """Say which of the patches with most attention was visited last."""
+        """Say which of the patches with most attention was visited last, where its scale is still shown."""
         text = ""
         if self._slide_id() in self._visited:
             prediction = self._chosen()
             scale, place = self._visited[self._slide_id()]
+            name = prediction.table.scales[scale].name
             count = len(prediction.top_patches(scale, layers.TOP_COUNT))
-            text = f"{place + 1} of {count} at {prediction.table.scales[scale].name}"
+            text = f"{place + 1} of {count} at {name}" if name == self._shown_scale() else ""
         self._view.place.setText(text)
 
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from qtpy.QtCore import QEvent, QObject, QTimer
+from qtpy.QtWidgets import QMainWindow
 
 from napari_msamil.plugin import compat
 from napari_msamil.plugin.slides import KEY, SLIDE, mpp_of, tag
@@ -10,25 +14,41 @@ from napari_msamil.plugin.slides import KEY, SLIDE, mpp_of, tag
 if TYPE_CHECKING:
     import napari.layers
     import napari.viewer
+    from qtpy.QtWidgets import QWidget
 
 _SEEN = "seen"  # in a layer's mark: whether it was shown when its slide was left
 
 
-class Stage:
+class Stage(QObject):
     """Shows one slide of a viewer, with its result and its regions, and hides those of all others.
 
-    It acts when another slide is chosen and at no other time, so that one may still look at two slides by their eye
-    icons. A slide that comes back is shown as it was left. Layers that are not tied to a slide are left alone.
+    It acts when another slide is chosen, so that one may still look at two slides by their eye icons, and when the
+    canvas changes its size, which napari leaves to the user: who sees all of the slide goes on seeing all of it. A
+    slide that comes back is shown as it was left. Layers that are not tied to a slide are left alone.
 
     Args:
         viewer: whose layers are shown and hidden.
         chosen: the slide to begin with; the camera stays where it is.
+        parent: the panel.
     """
 
-    def __init__(self, viewer: napari.viewer.Viewer, chosen: napari.layers.Image | None) -> None:
+    def __init__(
+        self, viewer: napari.viewer.Viewer, chosen: napari.layers.Image | None, parent: QWidget | None = None
+    ) -> None:
+        super().__init__(parent)
         self._viewer = viewer
         self._slide_id = ""
+        self._fitted: napari.layers.Image | None = None  # of which all was shown last
+        self._view_then = self._view()  # where all of it is seen
+        self._watched: QWidget | None = None
         self._show(chosen)
+        if chosen is not None:
+            now = self._view()
+            self._fit(chosen)
+            if not np.allclose(now, self._view_then):
+                self._fitted = None
+                camera = compat.camera(viewer)
+                camera.center, camera.zoom = now[:-1], now[-1]
 
     def turn_to(self, chosen: napari.layers.Image | None) -> bool:
         """Show a slide, all of it, in place of the one before; says whether it was another one."""
@@ -36,8 +56,50 @@ class Stage:
         self._share_unit(chosen)
         if turned and chosen is not None:
             self._viewer.layers.selection.active = chosen  # else a tool might go on drawing on a layer that is hidden
-            compat.fit(self._viewer, chosen)
+            self._fit(chosen)
         return turned
+
+    def watch_canvas_of(self, panel: QWidget) -> None:
+        """Follow the size of the canvas in whose window a panel is docked."""
+        window = panel.parentWidget()
+        while window is not None and not isinstance(window, QMainWindow):
+            window = window.parentWidget()
+        if window is not None and self._watched is None:
+            self._watched = window.centralWidget()
+            self._watched.installEventFilter(self)
+            self._viewer.events.reset_view.connect(self._remember)
+            QTimer.singleShot(0, self._fit_again)  # room was made for the panel before it was shown
+
+    def leave(self) -> None:
+        """Let go of the window."""
+        if self._watched is not None:
+            self._watched.removeEventFilter(self)
+            self._viewer.events.reset_view.disconnect(self._remember)
+        self._watched = self._fitted = None
+
+    def eventFilter(self, watched: Any, event: Any) -> bool:  # noqa: N802
+        """Notice another size; the canvas has it a moment later."""
+        if event.type() == QEvent.Type.Resize:
+            QTimer.singleShot(0, self._fit_again)
+        return False
+
+    def _fit_again(self) -> None:
+        """Show all of the slide on a canvas of another size, unless the user has moved the view."""
+        if self._fitted in self._viewer.layers and np.allclose(self._view(), self._view_then):
+            self._fit(self._fitted)
+
+    def _fit(self, layer: napari.layers.Image) -> None:
+        compat.fit(self._viewer, layer)
+        self._fitted = layer
+        self._remember()
+
+    def _remember(self, event: Any = None) -> None:
+        """All of it is seen now, be it that the user asked for that."""
+        self._view_then = self._view()
+
+    def _view(self) -> tuple[float, ...]:
+        camera = compat.camera(self._viewer)
+        return (*camera.center, camera.zoom)
 
     def _share_unit(self, chosen: napari.layers.Image | None) -> None:
         """Give what lies on the other slides the chosen one's unit: where units differ napari shows a bar without one.

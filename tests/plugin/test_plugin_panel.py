@@ -670,6 +670,15 @@ def test_the_next_button_walks_through_the_patches_with_most_attention(
             assert panel.result_view.place.text() == f"{place + 1} of {len(best)} at {name}"
 
 
+def test_another_run_shows_the_scale_that_was_shown_as_it_was(panel: Any, slide_file: Path, qtbot: Any) -> None:
+    panel.open_slide(slide_file)
+    run(panel, qtbot)
+    panel.result_view.scale.value = "5x"
+    panel.result_view.opacity.value = 0.9
+    run(panel, qtbot)
+    assert (panel.result_view.scale.value, panel.result_view.opacity.value) == ("5x", 0.9)
+
+
 def test_the_visited_patch_stands_out_and_off_shows_the_finest_map_first(
     panel: Any, viewer: Any, slide_file: Path, make_slide: Any, qtbot: Any
 ) -> None:
@@ -689,6 +698,7 @@ def test_the_visited_patch_stands_out_and_off_shows_the_finest_map_first(
     assert (top.edge_color[1] == layers.VISITED_COLOUR).all()
     panel.result_view.scale.value = "5x"
     assert top.edge_color[1, 3] == 0, "it is of another scale"
+    assert panel.result_view.place.text() == ""
     top.visible = False
     panel.result_view.next.native.click()
     assert top.visible, "which patch is meant must be seen"

@@ -202,6 +202,8 @@ def test_a_fault_of_a_file_is_one_sentence_before_anything_is_written(
 def test_all_faults_stand_in_one_message_and_bad_slides_may_be_left_out(
     cohort: Path, folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    with pytest.raises(FeatureError, match=r"mil\.features names .*gone, which is no folder"):
+        train("all", cohort, tmp_path / "run", f"mil.features={folder / 'gone'}")
     (folder / "s00.h5").unlink()
     write_clam(folder / "s05.h5", drawn(5, width=8))
     given = f"mil.features={folder}"

@@ -1,0 +1,98 @@
+"""All of the slide is seen, whatever becomes of the canvas, until the user moves the view: in a window on a screen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from napari_msamil.plugin import compat
+from napari_msamil.plugin.panel import MilPanel
+
+pytestmark = pytest.mark.gui
+
+
+def share_of_canvas(viewer: Any) -> float:
+    """Width of the picture on the screen over that of the canvas; the slide is wide, and touches left and right."""
+    low, high = viewer.layers["wide"].extent.world
+    return float(compat.camera(viewer).zoom * (high - low)[-1] / viewer.window._qt_viewer.canvas.native.width())
+
+
+def wait_for_all_of_it(viewer: Any, qtbot: Any) -> None:
+    qtbot.wait(300)  # until docks have taken their room
+    qtbot.waitUntil(lambda: 0.85 < share_of_canvas(viewer) <= 1, timeout=10_000)
+
+
+def resize(viewer: Any, width: int, qtbot: Any) -> None:
+    canvas = viewer.window._qt_viewer.canvas.native
+    before = canvas.width()
+    viewer.window.resize(width, 650)
+    qtbot.waitUntil(lambda: canvas.width() != before, timeout=10_000)
+    qtbot.wait(100)  # for what would be done a moment later
+
+
+@pytest.fixture
+def wide(make_slide: Callable[..., Path]) -> Path:
+    return make_slide("wide.tif", size=(2400, 600))
+
+
+def test_the_first_slide_and_a_canvas_of_another_size_show_all_of_it(
+    make_napari_viewer: Any, wide: Path, qtbot: Any
+) -> None:
+    viewer = make_napari_viewer(show=True)
+    panel = MilPanel(viewer)
+    viewer.window.add_dock_widget(panel, area="right")
+    panel.open_slide(wide)  # before the window has made room for the panel
+    wait_for_all_of_it(viewer, qtbot)
+    for width in (1300, 1000):
+        resize(viewer, width, qtbot)
+        wait_for_all_of_it(viewer, qtbot)
+    panel.shut_down()
+    zoom = compat.camera(viewer).zoom
+    resize(viewer, 1300, qtbot)
+    assert compat.camera(viewer).zoom == zoom
+
+
+def test_a_view_that_the_user_moved_stays_until_all_is_asked_for(
+    make_napari_viewer: Any, wide: Path, qtbot: Any
+) -> None:
+    viewer = make_napari_viewer(show=True)
+    panel = MilPanel(viewer)
+    viewer.window.add_dock_widget(panel, area="right")
+    panel.open_slide(wide)
+    wait_for_all_of_it(viewer, qtbot)
+    camera = compat.camera(viewer)
+    camera.zoom *= 3
+    moved = (*camera.center, camera.zoom)
+    resize(viewer, 1300, qtbot)
+    assert np.allclose((*camera.center, camera.zoom), moved)
+    viewer.reset_view()
+    resize(viewer, 1000, qtbot)
+    wait_for_all_of_it(viewer, qtbot)
+    panel.shut_down()
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_a_panel_that_comes_later_hides_nothing_and_moves_nothing(
+    make_napari_viewer: Any, wide: Path, qtbot: Any, moved: bool
+) -> None:
+    viewer = make_napari_viewer(show=True)
+    first = MilPanel(viewer)
+    first.open_slide(wide)
+    first.shut_down()
+    viewer.reset_view()
+    camera = compat.camera(viewer)
+    if moved:
+        camera.zoom *= 3
+    before = (*camera.center, camera.zoom)
+    panel = MilPanel(viewer)
+    viewer.window.add_dock_widget(panel, area="right")
+    if moved:
+        qtbot.wait(300)
+        assert np.allclose((*camera.center, camera.zoom), before)
+    else:
+        wait_for_all_of_it(viewer, qtbot)
+    panel.shut_down()
