@@ -124,6 +124,11 @@ class Form(QWidget):
         else:
             self.model.value, self.file.value = FILE, Path(model)
 
+    @property
+    def chosen_model(self) -> str | Path:
+        """What is chosen as the model: "demo", or a file, which need not be there."""
+        return DEMO if self.model.value == DEMO else Path(self.file.value)
+
     def _seen(self) -> napari.layers.Image | None:
         """The slide that is looked at: the active layer, or the topmost one, among those that are visible."""
         seen = [layer for layer in slide_layers(self._viewer) if layer.visible]
@@ -179,7 +184,7 @@ class Form(QWidget):
         shapes = self.region.value
         return Request(
             slide=slide_of(layer).path,
-            model=DEMO if self.model.value == DEMO else Path(self.file.value),
+            model=self.chosen_model,
             mpp=None if slide_of(layer).mpp_source == "metadata" else mpp_of(layer),
             device=self.device.value,
             region=None if shapes is None else polygons(shapes, layer),

@@ -189,10 +189,10 @@ class MilPanel(QScrollArea):
             self.run_view.say("Cancelled.")
 
     def _on_success(self, prediction: Prediction) -> None:
-        layer = self._run_layer
+        layer, model = self._run_layer, self._run.request.model  # type: ignore[union-attr]
         self._end_run()
         self.form.choose(layer)
-        self.results.add(layer, prediction)
+        self.results.add(layer, prediction, model)
         self.run_view.say("")
         self._update()
 

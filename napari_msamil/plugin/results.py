@@ -65,12 +65,18 @@ class Results(QObject):
         found: Prediction | None = tag(layer).get("result")
         return found
 
-    def add(self, layer: napari.layers.Image, prediction: Prediction) -> None:
-        """Keep a slide's result in place of an earlier one, and lay it on the slide, at the scale that was shown."""
+    def add(self, layer: napari.layers.Image, prediction: Prediction, model: object) -> None:
+        """Keep a slide's result in place of an earlier one, and lay it on the slide, at the scale that was shown.
+
+        Args:
+            layer: the slide.
+            prediction: the result.
+            model: what was chosen as the model when it was made.
+        """
         earlier = layers.result_layers(self._viewer, tag(layer)["slide"], HEATMAP)
         shown = {tag(heatmap)["scale"]: heatmap.opacity for heatmap in earlier if heatmap.visible}
         self.forget(layer)
-        layer.metadata[KEY] = {**tag(layer), "result": prediction}
+        layer.metadata[KEY] = {**tag(layer), "result": prediction, "model": model}
         layers.show(self._viewer, layer, prediction, values=self._view.values.value)
         for heatmap in layers.result_layers(self._viewer, tag(layer)["slide"], HEATMAP):
             if tag(heatmap)["scale"] in shown:
@@ -114,9 +120,13 @@ class Results(QObject):
         self._say_place()
 
     def _outdated(self, prediction: Prediction) -> str:
-        """Whether the region that is chosen now is another one than the result is about."""
-        shapes, layer = self._form.region.value, self._form.layer
-        if layer is None or (prediction.region is None and shapes is None):
+        """Whether the model or the region that is chosen now is another one than the result is of."""
+        shapes, layer, model = self._form.region.value, self._form.layer, self._form.chosen_model
+        if layer is None:
+            return ""
+        if model != tag(layer)["model"] and (isinstance(model, str) or model.is_file()):
+            return f"this result is of the model {prediction.model_name}, not of the one chosen now: classify again"
+        if prediction.region is None and shapes is None:
             return ""
         if shapes is None:
             return "this result is of a region, not of the whole slide, which is chosen now: classify again"

@@ -670,6 +670,19 @@ def test_the_next_button_walks_through_the_patches_with_most_attention(
             assert panel.result_view.place.text() == f"{place + 1} of {len(best)} at {name}"
 
 
+def test_a_result_says_when_another_model_is_chosen(panel: Any, slide_file: Path, qtbot: Any) -> None:
+    panel.open_slide(slide_file)
+    model = panel.form.chosen_model
+    run(panel, qtbot)
+    panel.form.choose_model("demo")
+    said = f"This result is of the model {panel.result_of(panel.form.layer).model_name}, not of the one chosen now"
+    assert said in texts(panel)
+    panel.form.choose_model(model)
+    assert "not of the one chosen now" not in texts(panel)
+    panel.form.choose_model(model.with_name("gone.safetensors"))
+    assert "not of the one chosen now" not in texts(panel), "there is nothing to classify it with"
+
+
 def test_another_run_shows_the_scale_that_was_shown_as_it_was(panel: Any, slide_file: Path, qtbot: Any) -> None:
     panel.open_slide(slide_file)
     run(panel, qtbot)
@@ -760,13 +773,15 @@ def test_weak_evidence_stands_right_below_the_class(panel: Any, viewer: Any, sli
     prediction = panel.result_of(layer)
     assert prediction.weak is None
     assert panel.result_view.weak.isHidden()
-    panel.results.add(layer, replace(prediction, fallback="took the 16 with the largest share of lesion"))
+    panel.results.add(
+        layer, replace(prediction, fallback="took the 16 with the largest share of lesion"), panel.form.chosen_model
+    )
     panel.results.refresh()
     assert not panel.result_view.weak.isHidden()
     assert panel.result_view.weak.text() == "⚠ Weak evidence: no patch with enough lesion"
     top, below = panel.result_view.headline.geometry(), panel.result_view.weak.geometry()
     assert top.bottom() < below.top() < panel.result_view.notice.geometry().top()
-    panel.results.add(layer, replace(prediction, fallback="took all", lesion_mask=0 * prediction.lesion_mask))
+    panel.results.add(layer, replace(prediction, fallback="took all", lesion_mask=0 * prediction.lesion_mask), "demo")
     panel.results.refresh()
     assert panel.result_view.weak.text() == "⚠ Weak evidence: no lesion found"
     assert "Weak evidence: no lesion found" in compat.overlay(viewer, "text").text
