@@ -99,7 +99,18 @@ def from_dataset(
     fold: Annotated[list[int] | None, typer.Option(help="ebhi-seg: use this fold only; may be repeated.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier table.")] = False,
 ) -> None:
-    """Write the table of slides of a public dataset, or of folders."""
+    """Write the table of slides of a public dataset, or of folders. FOLDER is expected to hold:
+
+    \b
+    ubc-ocean       train.csv, train_images/ID.png; in another folder masks ID.png
+    bcnb            WSIs/ID.jpg, ID.json beside it, patient-clinical-data.xlsx
+    digestpath2019  tissue-train-pos-v1/NAME.jpg and NAME_mask.jpg, tissue-train-neg/
+    camelyon16      training/normal/, training/tumor/, testing/images/,
+                    testing/reference.csv, annotations/*.xml; or all slides in images/
+    ebhi-seg        index.csv (image, mask, class, case, fold), images/, masks/
+    folders         CLASS/SLIDE at any depth; a lesion file beside a slide belongs to
+                    it: STEM.geojson, STEM.xml, STEM_mask.png, .tif, .tiff, .jpg
+    """
     from napari_msamil.training.datasets.adapters import write_dataset
 
     options = {"patient": patient, "mpp": mpp, "masks": masks, "folds": fold or None}
