@@ -104,6 +104,7 @@ def _heatmap(
         "colormap": COLORMAP,
         "contrast_limits": heatmap.limits,
         "interpolation2d": "nearest",  # real patch cells; linear would eat half a patch beside every NaN
+        "interpolation3d": "nearest",
         "opacity": 0.5,
         "blending": "translucent_no_depth",
         "visible": scale == 0,

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     import napari.viewer
 
+    from napari_msamil.inference.classify import Progress
     from napari_msamil.inference.prediction import Prediction
 
 
@@ -133,6 +134,7 @@ class MilPanel(QScrollArea):
 
     def _draw_region(self) -> None:
         """Begin a region, or go on with the chosen one where nothing closed is drawn on it yet."""
+        self._viewer.dims.ndisplay = 2  # napari draws no shapes in 3D
         begun = self.form.region.value
         if begun is not None and not closed(begun):
             draw_on(self._viewer, begun)
@@ -169,7 +171,7 @@ class MilPanel(QScrollArea):
             request = replace(request, max_read_errors=1.0)
         self._run_layer = self.form.layer
         run = self._run = Run(request)
-        run.progressed.connect(self.run_view.show_progress)
+        run.progressed.connect(self._on_progress)
         run.succeeded.connect(self._on_success)
         run.failed.connect(self._fail)
         run.unreadable.connect(self._on_unreadable)
@@ -187,6 +189,10 @@ class MilPanel(QScrollArea):
             self._run.stop()
             self._end_run()
             self.run_view.say("Cancelled.")
+
+    def _on_progress(self, progress: Progress) -> None:
+        elsewhere = self.form.layer != self._run_layer  # as when another slide was opened since
+        self.run_view.show_progress(progress, of=self._run_layer.name if elsewhere else "")
 
     def _on_success(self, prediction: Prediction) -> None:
         layer, model = self._run_layer, self._run.request.model  # type: ignore[union-attr]

@@ -150,8 +150,9 @@ class ResultView(QWidget):
 
     def set_colours(self, colours: NDArray[np.uint8], limits: tuple[float, float]) -> None:
         """Explain the heatmaps' colours: (n, 3) RGB from the lower to the upper limit of what they show."""
-        rgb = np.ascontiguousarray(colours[None])
-        picture = QImage(rgb.data, rgb.shape[1], 1, rgb.nbytes, QImage.Format.Format_RGB888)
+        rgb = np.repeat(colours[None], 10, axis=0)  # one row of pixels is nothing to Qt 6, however it is stretched
+        height, width, depth = rgb.shape
+        picture = QImage(rgb.data, width, height, width * depth, QImage.Format.Format_RGB888)
         self.colours.setPixmap(QPixmap.fromImage(picture))
         low, high = limits
         self.low.setText(f"{low:.2g}")

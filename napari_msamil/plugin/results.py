@@ -66,22 +66,20 @@ class Results(QObject):
         return found
 
     def add(self, layer: napari.layers.Image, prediction: Prediction, model: object) -> None:
-        """Keep a slide's result in place of an earlier one, and lay it on the slide, at the scale that was shown.
+        """Keep a slide's result in place of an earlier one, and lay it on the slide, shown as that one was.
 
         Args:
             layer: the slide.
             prediction: the result.
             model: what was chosen as the model when it was made.
         """
-        earlier = layers.result_layers(self._viewer, tag(layer)["slide"], HEATMAP)
-        shown = {tag(heatmap)["scale"]: heatmap.opacity for heatmap in earlier if heatmap.visible}
+        earlier = {_part(a): a for a in layers.result_layers(self._viewer, tag(layer)["slide"])}
         self.forget(layer)
         layer.metadata[KEY] = {**tag(layer), "result": prediction, "model": model}
-        layers.show(self._viewer, layer, prediction, values=self._view.values.value)
-        for heatmap in layers.result_layers(self._viewer, tag(layer)["slide"], HEATMAP):
-            if tag(heatmap)["scale"] in shown:
-                heatmap.opacity = shown[tag(heatmap)["scale"]]
-                layers.show_scale(self._viewer, tag(layer)["slide"], tag(heatmap)["scale"])
+        added = layers.show(self._viewer, layer, prediction, values=self._view.values.value)
+        if {_part(a) for a in added} == earlier.keys():  # the same scales, and none removed by hand
+            for new in added:
+                new.opacity, new.visible = earlier[_part(new)].opacity, earlier[_part(new)].visible
         self._listen(layer)
 
     def _listen(self, layer: napari.layers.Layer) -> None:
@@ -242,6 +240,11 @@ class Results(QObject):
             count = len(prediction.top_patches(scale, layers.TOP_COUNT))
             text = f"{place + 1} of {count} at {name}" if name == self._shown_scale() else ""
         self._view.place.setText(text)
+
+
+def _part(layer: napari.layers.Layer) -> tuple[str, str]:
+    """Which part of a result a layer is: its role, and its scale where it has one."""
+    return tag(layer)["role"], tag(layer).get("scale", "")
 
 
 def may_replace(folder: Path, parent: QWidget) -> bool:

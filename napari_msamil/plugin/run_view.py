@@ -96,9 +96,9 @@ class RunView(QWidget):
         self.say("Starting …")
         self.progress.setRange(0, 0)
 
-    def show_progress(self, progress: Progress) -> None:
-        """How far the run is."""
+    def show_progress(self, progress: Progress, of: str = "") -> None:
+        """How far the run is; `of` names its slide where another one is shown above."""
         known = progress.total > 1
         self.progress.setRange(0, progress.total if known else 0)
         self.progress.setValue(progress.done if known else 0)
-        self.say(self._pace.text(progress))
+        self.say(f"{of}: {self._pace.text(progress)}" if of else self._pace.text(progress))

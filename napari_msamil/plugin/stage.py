@@ -9,7 +9,7 @@ from qtpy.QtCore import QEvent, QObject, QTimer
 from qtpy.QtWidgets import QMainWindow
 
 from napari_msamil.plugin import compat
-from napari_msamil.plugin.slides import KEY, SLIDE, mpp_of, tag
+from napari_msamil.plugin.slides import KEY, SLIDE, mpp_of, slide_layers, tag
 
 if TYPE_CHECKING:
     import napari.layers
@@ -38,15 +38,16 @@ class Stage(QObject):
         super().__init__(parent)
         self._viewer = viewer
         self._slide_id = ""
-        self._fitted: napari.layers.Image | None = None  # of which all was shown last
-        self._view_then = self._view()  # where all of it is seen
+        self._chosen: napari.layers.Image | None = None
+        self._fitting = False
+        self._whole: tuple[float, ...] | None = None  # the view by which all of it was shown last
         self._watched: QWidget | None = None
         self._show(chosen)
         if chosen is not None:
             now = self._view()
-            self._fit(chosen)
-            if not np.allclose(now, self._view_then):
-                self._fitted = None
+            self._fit()
+            if not np.allclose(now, self._view()):
+                self._whole = None
                 camera = compat.camera(viewer)
                 camera.center, camera.zoom = now[:-1], now[-1]
 
@@ -56,7 +57,7 @@ class Stage(QObject):
         self._share_unit(chosen)
         if turned and chosen is not None:
             self._viewer.layers.selection.active = chosen  # else a tool might go on drawing on a layer that is hidden
-            self._fit(chosen)
+            self._fit()
         return turned
 
     def watch_canvas_of(self, panel: QWidget) -> None:
@@ -67,15 +68,15 @@ class Stage(QObject):
         if window is not None and self._watched is None:
             self._watched = window.centralWidget()
             self._watched.installEventFilter(self)
-            self._viewer.events.reset_view.connect(self._remember)
+            self._viewer.events.reset_view.connect(self._on_reset)
             QTimer.singleShot(0, self._fit_again)  # room was made for the panel before it was shown
 
     def leave(self) -> None:
         """Let go of the window."""
         if self._watched is not None:
             self._watched.removeEventFilter(self)
-            self._viewer.events.reset_view.disconnect(self._remember)
-        self._watched = self._fitted = None
+            self._viewer.events.reset_view.disconnect(self._on_reset)
+        self._watched = self._chosen = None
 
     def eventFilter(self, watched: Any, event: Any) -> bool:  # noqa: N802
         """Notice another size; the canvas has it a moment later."""
@@ -85,17 +86,24 @@ class Stage(QObject):
 
     def _fit_again(self) -> None:
         """Show all of the slide on a canvas of another size, unless the user has moved the view."""
-        if self._fitted in self._viewer.layers and np.allclose(self._view(), self._view_then):
-            self._fit(self._fitted)
+        if self._whole is not None and np.allclose(self._view(), self._whole):
+            self._fit()
 
-    def _fit(self, layer: napari.layers.Image) -> None:
-        compat.fit(self._viewer, layer)
-        self._fitted = layer
-        self._remember()
+    def _on_reset(self, event: Any) -> None:
+        """Show the chosen slide where all was asked for: napari counts what is hidden, too."""
+        if self._fitting:
+            return
+        self._whole = None
+        if [layer for layer in slide_layers(self._viewer) if layer.visible] == [self._chosen]:
+            self._fit()
 
-    def _remember(self, event: Any = None) -> None:
-        """All of it is seen now, be it that the user asked for that."""
-        self._view_then = self._view()
+    def _fit(self) -> None:
+        if self._chosen is None or self._chosen not in self._viewer.layers:
+            return
+        self._fitting = True
+        compat.fit(self._viewer, self._chosen)
+        self._fitting = False
+        self._whole = self._view()
 
     def _view(self) -> tuple[float, ...]:
         camera = compat.camera(self._viewer)
@@ -113,6 +121,7 @@ class Stage(QObject):
             layer.units = (unit,) * layer.ndim
 
     def _show(self, chosen: napari.layers.Image | None) -> bool:
+        self._chosen = chosen
         left, self._slide_id = self._slide_id, "" if chosen is None else tag(chosen)["slide"]
         if left == self._slide_id:
             return False

@@ -272,6 +272,17 @@ def test_closing_the_window_stops_the_run(panel: Any, viewer: Any, slide_file: P
     qtbot.waitUntil(slow["closed"].is_set, timeout=SECONDS)
 
 
+def test_a_slide_opened_during_a_run_does_not_pass_for_the_one_that_is_classified(
+    panel: Any, slide_file: Path, make_slide: Any, slow: Any, qtbot: Any
+) -> None:
+    panel.open_slide(slide_file)
+    panel.run_view.start.native.click()
+    qtbot.waitUntil(lambda: panel.run_view.status.text().startswith("Reading"), timeout=SECONDS)
+    panel.open_slide(make_slide("second.tif"))
+    qtbot.waitUntil(lambda: panel.run_view.status.text().startswith("square: "), timeout=SECONDS)
+    panel.cancel()
+
+
 def test_removing_the_slide_during_its_run_stops_it(
     panel: Any, viewer: Any, slide_file: Path, slow: Any, qtbot: Any
 ) -> None:
@@ -683,13 +694,18 @@ def test_a_result_says_when_another_model_is_chosen(panel: Any, slide_file: Path
     assert "not of the one chosen now" not in texts(panel), "there is nothing to classify it with"
 
 
-def test_another_run_shows_the_scale_that_was_shown_as_it_was(panel: Any, slide_file: Path, qtbot: Any) -> None:
+def test_another_run_is_shown_as_the_one_before(panel: Any, viewer: Any, slide_file: Path, qtbot: Any) -> None:
     panel.open_slide(slide_file)
     run(panel, qtbot)
     panel.result_view.scale.value = "5x"
     panel.result_view.opacity.value = 0.9
     run(panel, qtbot)
     assert (panel.result_view.scale.value, panel.result_view.opacity.value) == ("5x", 0.9)
+    panel.result_view.scale.value = "Off"
+    viewer.layers["square | top patches"].visible = False
+    run(panel, qtbot)
+    assert panel.result_view.scale.value == "Off"
+    assert not viewer.layers["square | top patches"].visible
 
 
 def test_the_visited_patch_stands_out_and_off_shows_the_finest_map_first(
@@ -871,11 +887,12 @@ def test_a_drawn_region_limits_the_patches(panel: Any, viewer: Any, slide_file: 
     assert not panel.run_view.start.enabled
     viewer.layers.selection.active = layer
     shapes.visible = False
+    viewer.dims.ndisplay = 3
     count = len(viewer.layers)
     panel.form.draw.native.click()
     assert len(viewer.layers) == count, "a region that was begun is gone on with"
     assert viewer.layers.selection.active == shapes
-    assert (shapes.visible, shapes.mode) == (True, "add_polygon")
+    assert (shapes.visible, shapes.mode, viewer.dims.ndisplay) == (True, "add_polygon", 2)
     shapes.add_paths([[[180, 300], [180, 550]]])
     assert not panel.run_view.start.enabled, "a path encloses nothing"
     shapes.add_polygons([[[180, 300], [180, 550], [180, 550]]])

@@ -1,4 +1,4 @@
-"""The panel's answer where a slide may have several classes."""
+"""The panel's answer: what it says where a slide may have several classes, and what the colours are."""
 
 from __future__ import annotations
 
@@ -31,3 +31,19 @@ def test_every_class_that_is_found_has_a_line_and_none_is_said(qtbot: Any, slide
     assert NOT_EXCLUSIVE in view.facts.text()
     view.show_prediction(replace(several, probabilities=np.array([0.2, 0.1])), **how)
     assert view.headline.text() == "none of the classes (highest: benign 20.0 %)"
+
+
+def test_the_colours_of_the_heatmaps_are_seen_from_low_to_high(qtbot: Any) -> None:
+    from napari_msamil.plugin.result_view import ResultView
+
+    view = ResultView()
+    qtbot.addWidget(view)
+    view.resize(300, 600)
+    view.show()
+    ramp = np.linspace(0, 255, 256).round().astype(np.uint8)
+    view.set_colours(np.stack([ramp, 0 * ramp, 255 - ramp], axis=1), (0.0, 1.0))
+    qtbot.wait(50)
+    drawn = view.colours.grab().toImage()
+    left, right = (drawn.pixelColor(x, drawn.height() // 2) for x in (1, drawn.width() - 2))
+    assert left.blue() > 200 > 50 > left.red()
+    assert right.red() > 200 > 50 > right.blue()

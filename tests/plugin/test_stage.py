@@ -75,6 +75,23 @@ def test_a_view_that_the_user_moved_stays_until_all_is_asked_for(
     panel.shut_down()
 
 
+def test_home_shows_the_chosen_slide_and_not_what_is_hidden(
+    make_napari_viewer: Any, wide: Path, make_slide: Callable[..., Path], qtbot: Any
+) -> None:
+    viewer = make_napari_viewer(show=True)
+    panel = MilPanel(viewer)
+    viewer.window.add_dock_widget(panel, area="right")
+    panel.open_slide(make_slide("large.tif", mpp=20.0))
+    panel.open_slide(wide)
+    wait_for_all_of_it(viewer, qtbot)
+    viewer.reset_view()
+    wait_for_all_of_it(viewer, qtbot)
+    viewer.layers["large"].visible = True
+    viewer.reset_view()
+    assert share_of_canvas(viewer) < 0.5, "who looks at both sees both"
+    panel.shut_down()
+
+
 @pytest.mark.parametrize("moved", [False, True])
 def test_a_panel_that_comes_later_hides_nothing_and_moves_nothing(
     make_napari_viewer: Any, wide: Path, qtbot: Any, moved: bool
@@ -93,6 +110,7 @@ def test_a_panel_that_comes_later_hides_nothing_and_moves_nothing(
     if moved:
         qtbot.wait(300)
         assert np.allclose((*camera.center, camera.zoom), before)
-    else:
-        wait_for_all_of_it(viewer, qtbot)
+        viewer.reset_view()
+        resize(viewer, 900, qtbot)
+    wait_for_all_of_it(viewer, qtbot)
     panel.shut_down()
