@@ -191,8 +191,9 @@ class MilPanel(QScrollArea):
             self.run_view.say("Cancelled.")
 
     def _on_progress(self, progress: Progress) -> None:
-        elsewhere = self.form.layer != self._run_layer  # as when another slide was opened since
-        self.run_view.show_progress(progress, of=self._run_layer.name if elsewhere else "")
+        if self._run_layer is not None:
+            elsewhere = self.form.layer != self._run_layer  # as when another slide was opened since
+            self.run_view.show_progress(progress, of=self._run_layer.name if elsewhere else "")
 
     def _on_success(self, prediction: Prediction) -> None:
         layer, model = self._run_layer, self._run.request.model  # type: ignore[union-attr]
