@@ -32,9 +32,7 @@ class Stage(QObject):
         parent: the panel.
     """
 
-    def __init__(
-        self, viewer: napari.viewer.Viewer, chosen: napari.layers.Image | None, parent: QWidget | None = None
-    ) -> None:
+    def __init__(self, viewer: napari.viewer.Viewer, chosen: napari.layers.Image | None, parent: QWidget) -> None:
         super().__init__(parent)
         self._viewer = viewer
         self._slide_id = ""

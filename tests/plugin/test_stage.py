@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,12 +39,20 @@ def wide(make_slide: Callable[..., Path]) -> Path:
     return make_slide("wide.tif", size=(2400, 600))
 
 
-def test_the_first_slide_and_a_canvas_of_another_size_show_all_of_it(
-    make_napari_viewer: Any, wide: Path, qtbot: Any
-) -> None:
+@pytest.fixture
+def docked(make_napari_viewer: Any) -> Iterator[tuple[Any, MilPanel]]:
+    """A window on the screen and the panel in its dock."""
     viewer = make_napari_viewer(show=True)
     panel = MilPanel(viewer)
     viewer.window.add_dock_widget(panel, area="right")
+    yield viewer, panel
+    panel.shut_down()
+
+
+def test_the_first_slide_and_a_canvas_of_another_size_show_all_of_it(
+    docked: tuple[Any, MilPanel], wide: Path, qtbot: Any
+) -> None:
+    viewer, panel = docked
     panel.open_slide(wide)  # before the window has made room for the panel
     wait_for_all_of_it(viewer, qtbot)
     for width in (1300, 1000):
@@ -57,11 +65,9 @@ def test_the_first_slide_and_a_canvas_of_another_size_show_all_of_it(
 
 
 def test_a_view_that_the_user_moved_stays_until_all_is_asked_for(
-    make_napari_viewer: Any, wide: Path, qtbot: Any
+    docked: tuple[Any, MilPanel], wide: Path, qtbot: Any
 ) -> None:
-    viewer = make_napari_viewer(show=True)
-    panel = MilPanel(viewer)
-    viewer.window.add_dock_widget(panel, area="right")
+    viewer, panel = docked
     panel.open_slide(wide)
     wait_for_all_of_it(viewer, qtbot)
     camera = compat.camera(viewer)
@@ -72,15 +78,12 @@ def test_a_view_that_the_user_moved_stays_until_all_is_asked_for(
     viewer.reset_view()
     resize(viewer, 1000, qtbot)
     wait_for_all_of_it(viewer, qtbot)
-    panel.shut_down()
 
 
 def test_home_shows_the_chosen_slide_and_not_what_is_hidden(
-    make_napari_viewer: Any, wide: Path, make_slide: Callable[..., Path], qtbot: Any
+    docked: tuple[Any, MilPanel], wide: Path, make_slide: Callable[..., Path], qtbot: Any
 ) -> None:
-    viewer = make_napari_viewer(show=True)
-    panel = MilPanel(viewer)
-    viewer.window.add_dock_widget(panel, area="right")
+    viewer, panel = docked
     panel.open_slide(make_slide("large.tif", mpp=20.0))
     panel.open_slide(wide)
     wait_for_all_of_it(viewer, qtbot)
@@ -89,7 +92,6 @@ def test_home_shows_the_chosen_slide_and_not_what_is_hidden(
     viewer.layers["large"].visible = True
     viewer.reset_view()
     assert share_of_canvas(viewer) < 0.5, "who looks at both sees both"
-    panel.shut_down()
 
 
 @pytest.mark.parametrize("moved", [False, True])
