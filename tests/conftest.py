@@ -17,6 +17,12 @@ if "QT_API" in os.environ:  # pytest-qt has a variable of its own, and would loa
     os.environ.setdefault("PYTEST_QT_API", os.environ["QT_API"])
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """For two processes that share the tests: a file stays whole, and all windows, which share a screen, in one."""
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("gui" if item.get_closest_marker("gui") else item.path.name))
+
+
 @pytest.fixture(scope="session")
 def test_data() -> Path:
     """Folder with the real slides and the bad inputs; the test is skipped, visibly, where it does not exist."""

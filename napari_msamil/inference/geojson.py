@@ -122,8 +122,8 @@ def polygon_mask(
         mask[top:bottom, left:right] |= np.asarray(fine)[1::3, 1::3]
     if not mask.any():
         raise RegionError(
-            f"No region lies on the slide of {slide_size[0]} x {slide_size[1]} px. In a file of regions, coordinates "
-            "are pixels of the full resolution, x before y."
+            f"No region lies on the slide of {slide_size[0]} x {slide_size[1]} px. Draw one on the tissue; in a file, "
+            "its corners are counted in these pixels from the top left, x before y."
         )
     return mask
 

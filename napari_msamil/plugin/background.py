@@ -7,6 +7,9 @@ import os
 import sys
 import threading
 
+import napari.layers
+import numpy as np
+
 READ_AHEAD, CLASSIFY = 10, 15
 """How much further back than drawing, in steps of niceness."""
 
@@ -23,7 +26,7 @@ def step_back(steps: int) -> None:
 
 
 def import_ahead() -> None:
-    """Import, in a thread, what opening the first slide needs: half a second that nobody then waits for."""
+    """Import, in a thread, what the first slide and the first result need: a second that nobody then waits for."""
     threading.Thread(target=_import, name="msamil-import", daemon=True).start()
 
 
@@ -31,3 +34,4 @@ def _import() -> None:
     step_back(READ_AHEAD)
     for name in ("dask.array", "tiffslide"):
         importlib.import_module(name)
+    napari.layers.Labels(np.zeros((1, 1), bool))  # imports pandas and parts of scikit-image

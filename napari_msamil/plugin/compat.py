@@ -30,6 +30,14 @@ def fit(viewer: napari.viewer.Viewer, layer: Any) -> None:
         viewer.fit_to_view()
 
 
+def look_at(viewer: napari.viewer.Viewer, place: tuple[float, ...], zoom: float) -> None:
+    """Centre a place, given in world coordinates along the last axes, whichever axes lie along the screen."""
+    first = viewer.dims.ndim - len(place)
+    view = camera(viewer)
+    view.center = tuple(place[axis - first] for axis in viewer.dims.displayed if axis >= first)
+    view.zoom = zoom
+
+
 def forget_deleted_programs() -> None:
     """Mend vispy: a shader program that is deleted is no longer taken for the one in use.
 

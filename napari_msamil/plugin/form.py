@@ -13,7 +13,7 @@ from qtpy.QtWidgets import QGridLayout, QHBoxLayout, QLabel, QSizePolicy, QWidge
 from napari_msamil.inference.classify import Request
 from napari_msamil.plugin.inputs import take_point_and_comma
 from napari_msamil.plugin.regions import closed, polygons
-from napari_msamil.plugin.slides import REGION, TOP, calibrate, mpp_of, slide_layers, slide_of, tag
+from napari_msamil.plugin.slides import PLACEHOLDER, REGION, TOP, calibrate, mpp_of, slide_layers, slide_of, tag
 
 if TYPE_CHECKING:
     import napari.viewer
@@ -61,7 +61,10 @@ class Form(QWidget):
             tooltip="Where to look: the whole slide, or all closed shapes of a layer",
         )
         self.region.null_string = WHOLE
-        self.draw = PushButton(text="Draw …", tooltip="Add a layer and draw a region on the slide")
+        self.draw = PushButton(
+            text="Draw …",
+            tooltip=f"Draw a region on the slide; draw one more where a region is chosen. {WHOLE} begins anew",
+        )
         self.device = ComboBox(choices=DEVICES, value="auto", tooltip="Automatic uses a GPU where there is one")
         self.facts = QLabel()
         self.facts.setWordWrap(True)
@@ -160,11 +163,14 @@ class Form(QWidget):
     def missing(self) -> str:
         """What still has to be answered before a slide can be classified; empty when nothing."""
         if self.layer is None:
+            if any(tag(layer).get("role") == PLACEHOLDER for layer in self._viewer.layers):
+                return "The sample slide is being drawn, which takes some seconds."
             return "Open a slide to begin."
         if self._asks(self.layer) and self.mpp.value <= 0:
             return f"{slide_of(self.layer).mpp_missing} Enter the µm per pixel (0.25 at 40x, 0.5 at 20x)."
         if self.model.value == FILE and not self.file.value.is_file():
-            return "Choose a model file."
+            given = str(self.file.value)
+            return "Choose a model file." if given in ("", ".") else f"{given} is no file: choose a model file."
         if self.region.value is not None and not closed(self.region.value):
             return (
                 "Draw the region: click its corners on the slide, double-click to close it. Where clicks do not draw, "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from qtpy.QtCore import QEvent, QLocale, QObject, Qt
-from qtpy.QtGui import QKeyEvent
+from qtpy.QtGui import QKeyEvent, QKeySequence
 from qtpy.QtWidgets import QAbstractSpinBox, QApplication, QComboBox, QDoubleSpinBox, QSlider, QWidget
 
 _FIELDS = (QComboBox, QAbstractSpinBox, QSlider)
@@ -22,9 +22,12 @@ class _Unmoved(QObject):
 
 
 class _Comma(QObject):
-    """Types a point where a comma was typed."""
+    """Types a point where a comma was typed or pasted."""
 
     def eventFilter(self, watched: Any, event: Any) -> bool:  # noqa: N802
+        if event.type() == QEvent.Type.KeyPress and event.matches(QKeySequence.StandardKey.Paste):
+            watched.lineEdit().insert(QApplication.clipboard().text().strip().replace(",", "."))
+            return True
         if event.type() not in (QEvent.Type.KeyPress, QEvent.Type.KeyRelease) or event.text() != ",":
             return False
         QApplication.sendEvent(watched, QKeyEvent(event.type(), Qt.Key.Key_Period, event.modifiers(), "."))

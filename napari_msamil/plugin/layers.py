@@ -11,6 +11,8 @@ from napari_msamil.plugin.compat import camera, overlay
 from napari_msamil.plugin.slides import HEATMAP, KEY, LESION, REGION, TOP, slide_layers, tag
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import napari.layers
     import napari.viewer
     from numpy.typing import NDArray
@@ -204,7 +206,7 @@ def fit_outlines(viewer: napari.viewer.Viewer) -> None:
             layer.current_edge_width = 2 * screen_px(viewer, layer)  # of the next one
             if len(layer.data):
                 layer.edge_width = 2 * screen_px(viewer, layer)
-                layer.edge_color = layer.edge_color  # a width says nothing to the canvas; a colour does
+                layer.events.edge_color()  # a width says nothing to the canvas; a colour does
 
 
 def screen_px(viewer: napari.viewer.Viewer, layer: Any) -> float:
@@ -243,14 +245,38 @@ def show(
 ) -> list[napari.layers.Layer]:
     """Lay a result on its slide, in place of an earlier one; the camera stays where it is.
 
+    Layers of an earlier result of the same scales are filled anew, and stay as the user shows them: napari holds the
+    window for a third of a second whenever a layer is removed.
+
     Returns:
-        The new layers: heatmaps, coarsest first, then the lesion mask, then the patches with most attention.
+        The layers: heatmaps, coarsest first, then the lesion mask, then the patches with most attention.
     """
+    described = from_prediction(prediction, slide_layer, values=values)
+    earlier = {_part(tag(a)): a for a in result_layers(viewer, tag(slide_layer)["slide"])}
+    parts = [_part(keywords["metadata"][KEY]) for _, keywords, _ in described]
+    if earlier.keys() == set(parts):
+        shown = [earlier[part] for part in parts]
+        for layer, data in zip(shown, described, strict=True):
+            _refill(layer, data)
+    else:  # none yet, other scales, or some were removed by hand
+        remove_result(viewer, tag(slide_layer)["slide"])
+        shown = _add(viewer, described)
+    viewer.layers.selection = {slide_layer}
+    mark_view(viewer)
+    fit_outlines(viewer)
+    return shown
+
+
+def _part(mark: Mapping[str, Any]) -> tuple[str, str]:
+    """Which part of a result a layer is, by its mark: its role, and its scale where it has one."""
+    return mark["role"], mark.get("scale", "")
+
+
+def _add(viewer: napari.viewer.Viewer, described: list[LayerData]) -> list[napari.layers.Layer]:
     import napari.layers
 
-    remove_result(viewer, tag(slide_layer)["slide"])
     added = []
-    for data, keywords, kind in from_prediction(prediction, slide_layer, values=values):
+    for data, keywords, kind in described:
         layer = napari.layers.Layer.create(data, keywords, kind)
         if kind == "labels":
             layer.contour = 2  # an outline lets one see the tissue
@@ -260,11 +286,28 @@ def show(
     maps = [layer for layer in added if tag(layer)["role"] == HEATMAP]
     if len(maps) > 1:
         viewer.layers.link_layers(maps, ("opacity", "colormap"))
-    viewer.layers.selection = {slide_layer}
-    mark_view(viewer)
-    fit_outlines(viewer)
     _keep_marked(viewer, added)
     return added
+
+
+def _refill(layer: Any, described: LayerData) -> None:
+    """Let a layer hold what another one of its kind would be made of; colours and visibility stay its own."""
+    data, keywords, kind = described
+    layer.name = keywords["name"]
+    layer.metadata[KEY] = {**tag(layer), **keywords["metadata"][KEY]}
+    if kind == "shapes":
+        layer.selected_data = set(range(len(layer.data)))
+        layer.remove_selected()
+        if data:
+            layer.add_rectangles(data)
+        layer.features = keywords["features"]
+    else:
+        layer.data = data
+    if kind != "image":
+        layer.editable = False  # napari forgets it with the data
+    else:
+        layer.contrast_limits_range = layer.contrast_limits = keywords["contrast_limits"]
+    layer.scale, layer.translate = keywords["scale"], keywords["translate"]
 
 
 def _keep_marked(viewer: napari.viewer.Viewer, added: list[napari.layers.Layer]) -> None:

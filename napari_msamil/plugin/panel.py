@@ -14,9 +14,9 @@ from napari_msamil.plugin import compat
 from napari_msamil.plugin.background import import_ahead
 from napari_msamil.plugin.form import Form
 from napari_msamil.plugin.inputs import leave_the_wheel_to
-from napari_msamil.plugin.layers import fit_outlines, remove_orphans
+from napari_msamil.plugin.layers import fit_outlines, mark_view, remove_orphans
 from napari_msamil.plugin.opening import Opener
-from napari_msamil.plugin.regions import add_region_layer, closed, draw_on
+from napari_msamil.plugin.regions import add_region_layer, draw_on
 from napari_msamil.plugin.result_view import ResultView
 from napari_msamil.plugin.results import Results
 from napari_msamil.plugin.run_view import RunView
@@ -50,6 +50,7 @@ class MilPanel(QScrollArea):
         self._viewer = viewer
         self._run: Run | None = None
         self._run_layer: Any = None
+        self._progress: Progress | None = None  # of the run
         self._closed = False
         self._asked = ""
         self._outlined_at = compat.camera(viewer).zoom
@@ -133,11 +134,10 @@ class MilPanel(QScrollArea):
             self.open_slide(url.toLocalFile())
 
     def _draw_region(self) -> None:
-        """Begin a region, or go on with the chosen one where nothing closed is drawn on it yet."""
+        """Begin a region, or go on with the chosen one: all of its shapes count."""
         self._viewer.dims.ndisplay = 2  # napari draws no shapes in 3D
-        begun = self.form.region.value
-        if begun is not None and not closed(begun):
-            draw_on(self._viewer, begun)
+        if self.form.region.value is not None:
+            draw_on(self._viewer, self.form.region.value)
         elif self.form.layer is not None:
             shapes = add_region_layer(self._viewer, self.form.layer)
             self.form.region.value = shapes  # what to do now is said below: see `Form.missing`
@@ -175,7 +175,7 @@ class MilPanel(QScrollArea):
         run.succeeded.connect(self._on_success)
         run.failed.connect(self._fail)
         run.unreadable.connect(self._on_unreadable)
-        self._failed_with = None
+        self._failed_with = self._progress = None
         self.run_view.begin()
         self._update()
         run.start()
@@ -192,15 +192,17 @@ class MilPanel(QScrollArea):
 
     def _on_progress(self, progress: Progress) -> None:
         if self._run_layer is not None:
+            self._progress = progress
             elsewhere = self.form.layer != self._run_layer  # as when another slide was opened since
             self.run_view.show_progress(progress, of=self._run_layer.name if elsewhere else "")
 
     def _on_success(self, prediction: Prediction) -> None:
         layer, model = self._run_layer, self._run.request.model  # type: ignore[union-attr]
         self._end_run()
-        self.form.choose(layer)
         self.results.add(layer, prediction, model)
-        self.run_view.say("")
+        self._stage.hide_waiting()
+        elsewhere = self.form.layer != layer  # who looks at another slide is not taken away from it
+        self.run_view.say(f"{layer.name} is classified: choose it under 1 to see the result." if elsewhere else "")
         self._update()
 
     def _on_unreadable(self, message: str) -> None:
@@ -240,16 +242,18 @@ class MilPanel(QScrollArea):
                 self._failed_with = None
                 self.run_view.say(asked)
             self._asked = asked
+        elif turned and self._progress is not None:
+            self._on_progress(self._progress)  # names the slide, or no longer
         self.results.refresh()
 
     def _listen(self, layer: Any) -> None:
-        layer.events.name.connect(self._on_layers)
+        layer.events.name.connect(self._on_renamed)
         layer.events.visible.connect(self._on_visible)
         if isinstance(layer, napari.layers.Shapes):
             layer.events.data.connect(self._on_drawn)
 
     def _ignore(self, layer: Any) -> None:
-        layer.events.name.disconnect(self._on_layers)
+        layer.events.name.disconnect(self._on_renamed)
         layer.events.visible.disconnect(self._on_visible)
         layer.events.data.disconnect(self._on_drawn)
 
@@ -259,6 +263,10 @@ class MilPanel(QScrollArea):
         if not 0.75 < zoom / self._outlined_at < 1.33:
             self._outlined_at = zoom
             fit_outlines(self._viewer)
+
+    def _on_renamed(self, event: Any) -> None:
+        mark_view(self._viewer)  # the canvas text names the slide where there are several
+        self._on_layers()
 
     def _on_drawn(self, event: Any) -> None:
         self._update()
@@ -298,6 +306,8 @@ class MilPanel(QScrollArea):
     def _remove_orphans(self) -> None:
         if not self._closed:
             remove_orphans(self._viewer)
+            if self.form.layer is not None:  # napari selects whatever comes next, which the next Delete would remove
+                self._viewer.layers.selection.active = self.form.layer
 
     def _on_layers(self, event: Any = None) -> None:
         self.form.refresh()

@@ -15,6 +15,8 @@ from napari_msamil.plugin.form import ERROR_STYLE, heading
 from napari_msamil.plugin.layers import why_empty
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from numpy.typing import NDArray
 
     from napari_msamil.inference.prediction import Prediction
@@ -139,6 +141,10 @@ class ResultView(QWidget):
         choices = list(self.scale.choices)
         self.scale.value = choices[(choices.index(self.scale.value) + by) % len(choices)]
 
+    def shows(self, prediction: Prediction | None) -> bool:
+        """Whether a result is the one that is filled in."""
+        return prediction is not None and prediction is self._shown
+
     def set_scale(self, name: str) -> None:
         """Name the scale that is shown, or "Off", and why its heatmap is empty if it is; nothing is asked of anyone."""
         with self.scale.changed.blocked():
@@ -146,7 +152,7 @@ class ResultView(QWidget):
         why = self._why_empty.get(name, "")
         self.empty.setText(why)
         self.empty.setVisible(bool(why))
-        self.next.enabled = not why
+        self.next.enabled = not why and len(self.scale.choices) > 1
 
     def set_colours(self, colours: NDArray[np.uint8], limits: tuple[float, float]) -> None:
         """Explain the heatmaps' colours: (n, 3) RGB from the lower to the upper limit of what they show."""
@@ -159,12 +165,20 @@ class ResultView(QWidget):
         self.high.setText(f"{high:.2g}")
 
     def show_prediction(
-        self, prediction: Prediction, *, scale: str, values: str, opacity: float, outdated: str = ""
+        self,
+        prediction: Prediction,
+        *,
+        maps: Collection[str],
+        scale: str,
+        values: str,
+        opacity: float,
+        outdated: str = "",
     ) -> None:
         """Fill in a result.
 
         Args:
             prediction: the result.
+            maps: scales whose heatmaps are there; the user may have removed some.
             scale, values, opacity: how its maps are shown now.
             outdated: what has changed since it was made, if anything has.
         """
@@ -181,7 +195,7 @@ class ResultView(QWidget):
         self.notice.setText(f"Model: {prediction.model_name}\n{use}{'' if RESEARCH_USE in use else f' {RESEARCH_USE}'}")
         self._fill_bars(prediction)
         with self.scale.changed.blocked(), self.values.changed.blocked(), self.opacity.changed.blocked():
-            names = [s.name for s in reversed(prediction.table.scales)]  # coarse to fine, as one zooms in
+            names = [s.name for s in reversed(prediction.table.scales) if s.name in maps]  # as one zooms in
             self.scale.choices = [OFF, *names]
             self.values.value = values
             self.opacity.value = opacity

@@ -66,20 +66,16 @@ class Results(QObject):
         return found
 
     def add(self, layer: napari.layers.Image, prediction: Prediction, model: object) -> None:
-        """Keep a slide's result in place of an earlier one, and lay it on the slide, shown as that one was.
+        """Keep a slide's result in place of an earlier one, and lay it on the slide.
 
         Args:
             layer: the slide.
             prediction: the result.
             model: what was chosen as the model when it was made.
         """
-        earlier = {_part(a): a for a in layers.result_layers(self._viewer, tag(layer)["slide"])}
         self.forget(layer)
         layer.metadata[KEY] = {**tag(layer), "result": prediction, "model": model}
-        added = layers.show(self._viewer, layer, prediction, values=self._view.values.value)
-        if {_part(a) for a in added} == earlier.keys():  # the same scales, and none removed by hand
-            for new in added:
-                new.opacity, new.visible = earlier[_part(new)].opacity, earlier[_part(new)].visible
+        layers.show(self._viewer, layer, prediction, values=self._view.values.value)
         self._listen(layer)
 
     def _listen(self, layer: napari.layers.Layer) -> None:
@@ -112,7 +108,12 @@ class Results(QObject):
         values = next((tag(layer)["values"] for layer in maps), "rank")
         opacity = next((layer.opacity for layer in maps), 0.5)
         self._view.show_prediction(
-            prediction, scale=self._shown_scale(), values=values, opacity=opacity, outdated=self._outdated(prediction)
+            prediction,
+            maps=[tag(layer)["scale"] for layer in maps],
+            scale=self._shown_scale(),
+            values=values,
+            opacity=opacity,
+            outdated=self._outdated(prediction),
         )
         self._explain_colours()
         self._say_place()
@@ -139,7 +140,7 @@ class Results(QObject):
 
     def follow_eye(self, layer: napari.layers.Layer) -> None:
         """Name the scale that is shown now that a layer was shown or hidden."""
-        if layer in self._maps():
+        if layer in self._maps() and self._view.shows(self.of(self._form.layer)):  # else `refresh` is still to come
             self._view.set_scale(self._shown_scale())
             self._explain_colours()
             self._say_place()
@@ -212,9 +213,8 @@ class Results(QObject):
         layer, prediction = self._form.layer, self._chosen()
         names = [scale.name for scale in prediction.table.scales]
         if self._shown_scale() == OFF:
-            self._show_scale(names[0])
-        shown = self._shown_scale()
-        scale = names.index(shown) if shown in names else 0
+            self._show_scale(str(self._view.scale.choices[-1]))  # the finest
+        scale = names.index(self._shown_scale())
         best = prediction.top_patches(scale, layers.TOP_COUNT)
         if layer is None or not len(best):
             self._view.place.setText("No patch at this scale")
@@ -225,9 +225,9 @@ class Results(QObject):
         layers.mark_patch(self._viewer, self._slide_id(), names[scale], place + 1)
         for outlines in layers.result_layers(self._viewer, self._slide_id(), TOP):
             outlines.visible = True  # which patch is meant must be seen
-        view = compat.camera(self._viewer)
-        view.center = tuple(layer.data_to_world(layers.patch_box(prediction, int(best[place])).mean(axis=0)))
-        view.zoom = 1 / prediction.table.scales[scale].mpp  # one pixel of the screen is one of the patch
+        centre = layer.data_to_world(layers.patch_box(prediction, int(best[place])).mean(axis=0))
+        # one pixel of the screen is one of the patch
+        compat.look_at(self._viewer, centre, zoom=1 / prediction.table.scales[scale].mpp)
         self._say_place()
 
     def _say_place(self) -> None:
@@ -240,11 +240,6 @@ class Results(QObject):
             count = len(prediction.top_patches(scale, layers.TOP_COUNT))
             text = f"{place + 1} of {count} at {name}" if name == self._shown_scale() else ""
         self._view.place.setText(text)
-
-
-def _part(layer: napari.layers.Layer) -> tuple[str, str]:
-    """Which part of a result a layer is: its role, and its scale where it has one."""
-    return tag(layer)["role"], tag(layer).get("scale", "")
 
 
 def may_replace(folder: Path, parent: QWidget) -> bool:

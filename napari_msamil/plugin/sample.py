@@ -14,7 +14,7 @@ from napari.utils.notifications import show_error
 
 import napari_msamil
 from napari_msamil.plugin.reader import read_slide
-from napari_msamil.plugin.slides import KEY, tag
+from napari_msamil.plugin.slides import KEY, PLACEHOLDER, tag
 from napari_msamil.slide.sample import write_sample_slide
 
 if TYPE_CHECKING:
@@ -45,12 +45,12 @@ def make_sample() -> list[LayerData]:
         worker = create_worker(_draw, path, _start_thread=False, _ignore_errors=True)
         worker.returned.connect(_show)
         worker.start()
-    place = {"name": "drawing the synthetic slide, some seconds …", "units": ("um", "um"), "metadata": {KEY: _WAITS}}
+    place = {"name": "drawing the sample …", "units": ("um", "um"), "metadata": {KEY: _WAITS}}
     return [(np.empty((0, 2)), place, "points")]
 
 
 _drawing: list[Path] = []
-_WAITS = {"role": "placeholder"}
+_WAITS = {"role": PLACEHOLDER}
 
 
 def _draw(path: Path) -> str:

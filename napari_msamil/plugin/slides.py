@@ -6,8 +6,10 @@ import logging
 import uuid
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from napari.layers import Points, Shapes
 from napari.utils.notifications import show_error
+from napari.utils.transforms import Affine
 
 from napari_msamil.plugin.compat import camera, forget_deleted_programs
 from napari_msamil.plugin.prefetch import Prefetcher
@@ -27,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 KEY = "msamil"
 SLIDE, LESION, HEATMAP, TOP, REGION = "slide", "lesion", "heatmap", "top patches", "region"
+PLACEHOLDER = "placeholder"  # of the sample slide, while it is drawn
 
 # One budget for the process, whatever the number of slides: a view of a large screen and its surroundings
 # take about 100 MB. napari's own cache (25 % of memory, never given back, not thread-safe) is not used.
@@ -135,6 +138,7 @@ def calibrate(viewer: napari.viewer.Viewer, slide_layer: napari.layers.Image, mp
     for layer in _lying_on(viewer, slide_layer):
         layer.scale = layer.scale * ratio
         layer.translate = layer.translate * ratio
+        layer.affine = Affine(linear_matrix=layer.affine.linear_matrix, translate=layer.affine.translate * ratio)
         layer.units = ("um",) * layer.ndim
     slide_layer.metadata[KEY] = {**tag(slide_layer), "mpp": (mpp, mpp)}
     view = camera(viewer)
@@ -164,10 +168,12 @@ def _lying_on(viewer: napari.viewer.Viewer, slide_layer: napari.layers.Image) ->
 def watch(viewer: napari.viewer.Viewer) -> None:
     """Look after the slides of a viewer: read ahead of the view, and let go of a slide when its layer is removed.
 
+    What lies on a slide goes along when napari's transform tool moves or turns it, and cannot be moved away from it.
     Calling it again changes nothing.
     """
     forget_deleted_programs()
     viewer.layers.events.inserted.connect(_attend)
+    viewer.layers.events.inserted.connect(_keep_together)
     viewer.layers.events.removed.connect(_release)
 
 
@@ -182,6 +188,22 @@ def _attend(event: Any) -> None:
     prefetcher: Prefetcher = tag(layer)["prefetcher"]
     layer.events.set_data.connect(prefetcher.follow)
     prefetcher.look_around(layer)
+
+
+def _keep_together(event: Any) -> None:
+    """Tie a new layer to the slide that it lies on, or to what lies on it."""
+    layers, inserted = event.source, event.value
+
+    def follow(event: Any = None) -> None:
+        slide_id = tag(inserted).get("slide")
+        moved = next((a.affine.affine_matrix for a in _slides(layers) if tag(a)["slide"] == slide_id), None)
+        for layer in [a for a in layers if slide_id is not None and tag(a).get("slide") == slide_id]:
+            if moved is not None and not np.array_equal(layer.affine.affine_matrix, moved):
+                layer.affine = moved
+
+    if "slide" in tag(inserted):
+        inserted.events.affine.connect(follow)
+        follow()
 
 
 def _release(event: Any) -> None:

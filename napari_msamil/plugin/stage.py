@@ -24,7 +24,7 @@ class Stage(QObject):
 
     It acts when another slide is chosen, so that one may still look at two slides by their eye icons, and when the
     canvas changes its size, which napari leaves to the user: who sees all of the slide goes on seeing all of it. A
-    slide that comes back is shown as it was left. Layers that are not tied to a slide are left alone.
+    slide that comes back is shown as it was left, and where. Layers that are not tied to a slide are left alone.
 
     Args:
         viewer: whose layers are shown and hidden.
@@ -39,24 +39,36 @@ class Stage(QObject):
         self._chosen: napari.layers.Image | None = None
         self._fitting = False
         self._whole: tuple[float, ...] | None = None  # the view by which all of it was shown last
+        self._views: dict[str, tuple[float, ...]] = {}  # by slide that was left: where, if the user had moved the view
         self._watched: QWidget | None = None
         self._show(chosen)
         if chosen is not None:
             now = self._view()
             self._fit()
             if not np.allclose(now, self._view()):
-                self._whole = None
-                camera = compat.camera(viewer)
-                camera.center, camera.zoom = now[:-1], now[-1]
+                self._go_to(now)
 
     def turn_to(self, chosen: napari.layers.Image | None) -> bool:
-        """Show a slide, all of it, in place of the one before; says whether it was another one."""
+        """Show a slide where it was left, at first all of it; says whether it was another one than before."""
+        left, view = self._slide_id, self._view()
         turned = self._show(chosen)
         self._share_unit(chosen)
+        if turned:
+            if self._whole is None or not np.allclose(view, self._whole):
+                self._views[left] = view
+            self._whole = None
         if turned and chosen is not None:
             self._viewer.layers.selection.active = chosen  # else a tool might go on drawing on a layer that is hidden
-            self._fit()
+            if (seen := self._views.pop(self._slide_id, None)) is None:
+                self._fit()
+            else:
+                self._go_to(seen)
         return turned
+
+    def hide_waiting(self) -> None:
+        """Hide what was laid on slides that are hidden themselves; it is shown with its slide."""
+        for slide in [layer for layer in slide_layers(self._viewer) if layer is not self._chosen and not layer.visible]:
+            self._hide([layer for layer in self._viewer.layers if tag(layer).get("slide") == tag(slide)["slide"]])
 
     def watch_canvas_of(self, panel: QWidget) -> None:
         """Follow the size of the canvas in whose window a panel is docked."""
@@ -103,6 +115,11 @@ class Stage(QObject):
         self._fitting = False
         self._whole = self._view()
 
+    def _go_to(self, view: tuple[float, ...]) -> None:
+        self._whole = None
+        camera = compat.camera(self._viewer)
+        camera.center, camera.zoom = view[:-1], view[-1]
+
     def _view(self) -> tuple[float, ...]:
         camera = compat.camera(self._viewer)
         return (*camera.center, camera.zoom)
@@ -127,8 +144,15 @@ class Stage(QObject):
             mark = tag(layer)
             if mark["slide"] == self._slide_id:
                 layer.visible = mark["role"] == SLIDE or layer.visible or mark.get(_SEEN, False)
-            else:
-                if layer.visible or mark["slide"] == left:
-                    layer.metadata[KEY] = {**mark, _SEEN: layer.visible}
+            elif mark["slide"] == left:
+                layer.metadata[KEY] = {**mark, _SEEN: layer.visible}
                 layer.visible = False
+            else:
+                self._hide([layer])
         return True
+
+    @staticmethod
+    def _hide(layers: list[napari.layers.Layer]) -> None:
+        for layer in [a for a in layers if a.visible]:
+            layer.metadata[KEY] = {**tag(layer), _SEEN: True}
+            layer.visible = False

@@ -21,7 +21,7 @@ def test_every_class_that_is_found_has_a_line_and_none_is_said(qtbot: Any, slide
     view = ResultView()
     qtbot.addWidget(view)
     one = classify(slide_file, model_file, device="cpu")
-    how = {"scale": "Off", "values": "rank", "opacity": 0.5}
+    how: dict[str, Any] = {"maps": [], "scale": "Off", "values": "rank", "opacity": 0.5}
     view.show_prediction(one, **how)
     assert view.headline.text() == one.headline.replace(" (", "  ").rstrip(")").replace(" %", "\u00a0%")
     assert NOT_EXCLUSIVE not in view.facts.text()

@@ -1,0 +1,214 @@
+"""A slide and what lies on it stay together: moved, turned, classified again, and while another slide is looked at."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from napari_msamil.inference import classify as classify_module
+from napari_msamil.inference.classify import Progress
+from napari_msamil.plugin import compat, layers
+from napari_msamil.plugin.slides import tag
+
+pytestmark = pytest.mark.gui
+
+SECONDS = 120_000
+MOVED = np.array([[0.9, -0.3, 40.0], [0.3, 0.9, -70.0], [0.0, 0.0, 1.0]])  # shifted and turned
+
+
+def run(panel: Any, qtbot: Any) -> None:
+    panel.run_view.start.native.click()
+    qtbot.waitUntil(lambda: not panel.running, timeout=SECONDS)
+
+
+def off(slide: Any, overlay: Any) -> NDArray[np.float64]:
+    """µm between the middle of a slide and that of an array laid over all of it."""
+    places = [np.array(shape) / 2 - 0.5 for shape in (slide.data[0].shape[:2], overlay.data.shape)]
+    return np.subtract(slide.data_to_world(places[0]), overlay.data_to_world(places[1]))
+
+
+@pytest.fixture
+def gated(monkeypatch: pytest.MonkeyPatch) -> Generator[threading.Event, None, None]:
+    """Let a classification wait, once it has said how far it is, until the event is set."""
+    real, gate = classify_module.classify_steps, threading.Event()
+
+    def steps(request: Any) -> Generator[Progress, None, Any]:
+        inner = real(request)
+        yield next(inner)
+        gate.wait(SECONDS / 1000)
+        return (yield from inner)
+
+    monkeypatch.setattr(classify_module, "classify_steps", steps)
+    yield gate
+    gate.set()
+
+
+def test_what_lies_on_a_slide_goes_along_with_it_and_cannot_be_moved_away(
+    panel: Any, viewer: Any, slide_file: Path, qtbot: Any
+) -> None:
+    slide = panel.open_slide(slide_file)
+    run(panel, qtbot)
+    lesion = viewer.layers["square | lesion"]
+    assert off(slide, lesion) == pytest.approx(0, abs=1e-6)
+    slide.affine = MOVED  # as napari's transform tool does
+    panel.form.draw.native.click()
+    region = viewer.layers["square | region"]
+    region.add_rectangles([[[180, 300], [180, 550], [400, 550], [400, 300]]])
+    for _ in range(2):
+        assert off(slide, lesion) == pytest.approx(0, abs=1e-6)
+        for layer in viewer.layers:
+            assert np.allclose(layer.affine.affine_matrix, MOVED), layer.name
+        run(panel, qtbot)
+    table = panel.result_of(slide).table
+    centres = table.coords + np.array([table.footprint(int(s)) for s in table.scale]) / 2
+    assert ((centres > [200, 80]) & (centres < [650, 500])).all(), "the region reads the tissue it is drawn on"
+    lesion.affine = np.eye(3)
+    assert off(slide, lesion) == pytest.approx(0, abs=1e-6)
+
+
+def test_a_moved_slide_stays_where_it_is_when_it_gets_its_pixel_size(panel: Any, viewer: Any, bare_file: Path) -> None:
+    slide = panel.open_slide(bare_file)
+    slide.affine = MOVED
+    before = np.array(slide.data_to_world((500, 300)))
+    panel.form.mpp.value = 0.5
+    panel.form.calibrate()
+    assert slide.data_to_world((500, 300)) == pytest.approx(0.5 * before)
+    assert viewer.layers["bare"] == slide
+
+
+def test_the_next_patch_is_in_the_middle_also_with_transposed_axes(
+    panel: Any, viewer: Any, slide_file: Path, qtbot: Any
+) -> None:
+    slide = panel.open_slide(slide_file)
+    run(panel, qtbot)
+    prediction = panel.result_of(slide)
+    box = layers.patch_box(prediction, int(prediction.top_patches(0, 1)[0]))
+    place = np.array(slide.data_to_world(box.mean(axis=0)))
+    assert abs(place[0] - place[1]) > 1, "else this test shows nothing"
+    for order in ((0, 1), (1, 0)):
+        viewer.dims.order = order
+        panel.results.forget(slide)  # begin with the first patch again
+        slide.metadata["msamil"]["result"] = prediction
+        panel.result_view.next.native.click()
+        assert compat.camera(viewer).center[-2:] == pytest.approx(place[list(order)])
+
+
+def test_another_result_fills_the_layers_that_are_there(panel: Any, viewer: Any, slide_file: Path, qtbot: Any) -> None:
+    slide = panel.open_slide(slide_file)
+    run(panel, qtbot)
+    before = list(viewer.layers)
+    whole = [np.asarray(a.data).copy() for a in before[1:5]]
+    panel.form.draw.native.click()
+    region = viewer.layers["square | region"]
+    region.add_rectangles([[[180, 300], [180, 550], [400, 550], [400, 300]]])
+    run(panel, qtbot)
+    assert list(viewer.layers) == [*before, region]
+    prediction = panel.result_of(slide)
+    for layer, (data, keywords, _) in zip(before[1:], layers.from_prediction(prediction, slide), strict=True):
+        assert layer.name == keywords["name"]
+        assert np.array_equal(layer.data, data, equal_nan=True)
+        assert layer.scale == pytest.approx(keywords["scale"])
+        assert layer.translate == pytest.approx(keywords["translate"])
+        assert tag(layer)["model"] == prediction.model_name
+    assert any(not np.array_equal(a.data, old, equal_nan=True) for a, old in zip(before[1:5], whole, strict=True))
+    top = viewer.layers["square | top patches"]
+    assert len(top.features) == len(top.data) == sum(len(prediction.top_patches(i, 10)) for i in range(3))
+    assert set(top.edge_color[top.features["scale"] == "10x"][:, 3]) == {1.0}
+    assert not top.editable
+
+
+def test_a_removed_heatmap_is_not_offered_and_comes_back_with_the_next_result(
+    panel: Any, viewer: Any, slide_file: Path, qtbot: Any
+) -> None:
+    panel.open_slide(slide_file)
+    run(panel, qtbot)
+    viewer.layers.remove(viewer.layers["square | attention 10x"])
+    assert list(panel.result_view.scale.choices) == ["Off", "2.5x", "5x"]
+    panel.result_view.next.native.click()
+    assert panel.result_view.scale.value == "5x"
+    assert panel.result_view.place.text().endswith("at 5x")
+    for name in ("2.5x", "5x"):
+        viewer.layers.remove(viewer.layers[f"square | attention {name}"])
+    assert not panel.result_view.next.enabled
+    run(panel, qtbot)
+    assert list(panel.result_view.scale.choices) == ["Off", "2.5x", "5x", "10x"]
+    assert panel.result_view.next.enabled
+
+
+def test_a_region_that_is_chosen_gets_more_shapes_and_the_whole_slide_begins_anew(
+    panel: Any, viewer: Any, slide_file: Path, qtbot: Any
+) -> None:
+    slide = panel.open_slide(slide_file)
+    panel.form.draw.native.click()
+    region = panel.form.region.value
+    region.add_rectangles([[[180, 300], [180, 550], [300, 550], [300, 300]]])
+    viewer.layers.selection.active = slide
+    panel.form.draw.native.click()
+    assert panel.form.region.value == region
+    assert (viewer.layers.selection.active, region.mode) == (region, "add_polygon")
+    region.add_rectangles([[[400, 300], [400, 550], [600, 550], [600, 300]]])
+    run(panel, qtbot)
+    assert len(panel.result_of(slide).region) == 2
+    panel.form.region.value = None
+    panel.form.draw.native.click()
+    assert panel.form.region.value not in (None, region)
+
+
+def test_who_looks_at_another_slide_is_not_taken_away_from_it_when_a_run_ends(
+    panel: Any, viewer: Any, slide_file: Path, make_slide: Any, gated: threading.Event, qtbot: Any
+) -> None:
+    first = panel.open_slide(slide_file)
+    panel.run_view.start.native.click()
+    qtbot.waitUntil(lambda: panel.run_view.status.text() not in ("", "Starting …"), timeout=SECONDS)
+    said = panel.run_view.status.text()
+    second = panel.open_slide(make_slide("other.tif", seed=1))
+    assert panel.run_view.status.text() == f"square: {said}", "at once, not with the next progress"
+    camera = compat.camera(viewer)
+    camera.center, camera.zoom = (0, 300, 400), 3.0
+    gated.set()
+    qtbot.waitUntil(lambda: not panel.running, timeout=SECONDS)
+    assert panel.form.layer == second
+    assert (camera.center, camera.zoom) == ((0, 300, 400), 3.0)
+    assert panel.run_view.status.text() == "square is classified: choose it under 1 to see the result."
+    assert [layer.name for layer in viewer.layers if layer.visible] == ["other"]
+    assert panel.result_view.isHidden()
+    panel.form.choose(first)
+    assert not panel.result_view.isHidden()
+    shown = {layer.name for layer in viewer.layers if layer.visible}
+    assert shown == {"square", "square | attention 10x", "square | lesion", "square | top patches"}
+    panel.form.choose(second)
+    assert (camera.center, camera.zoom) == ((0, 300, 400), 3.0), "where it was left"
+
+
+def test_after_a_slide_is_removed_the_chosen_one_is_selected_and_nothing_else(
+    panel: Any, viewer: Any, slide_file: Path, make_slide: Any, qtbot: Any
+) -> None:
+    first = panel.open_slide(slide_file)
+    run(panel, qtbot)
+    second = panel.open_slide(make_slide("other.tif", seed=1))
+    run(panel, qtbot)
+    viewer.layers.remove(second)
+    qtbot.waitUntil(lambda: len(viewer.layers) == 6, timeout=SECONDS)
+    assert set(viewer.layers.selection) == {first}
+
+
+def test_the_outline_keeps_its_colour_after_a_shape_that_was_given_up(
+    panel: Any, viewer: Any, slide_file: Path
+) -> None:
+    panel.open_slide(slide_file)
+    panel.form.draw.native.click()
+    region = panel.form.region.value
+    region.add_polygons([[[10, 10], [10, 50], [50, 50]], [[180, 300], [180, 550], [400, 550]]])
+    region.selected_data = {0}
+    region.remove_selected()
+    yellow = [1.0, 1.0, 0.0, 1.0]
+    region.add_polygons([[[600, 300], [600, 550], [700, 550]]])
+    for zoom in (8, 0.1):
+        compat.camera(viewer).zoom = zoom
+        assert np.allclose(region.edge_color, yellow)
