@@ -20,7 +20,7 @@ demo: $(VENV)/.app
 test: $(VENV)/.test lint
 	$(BIN)/npe2 validate napari-msamil
 	QT_API=pyqt6 $(SCREEN) $(BIN)/python -m pytest -m gui
-	QT_API=pyqt5 $(SCREEN) $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 QT_API=pyqt5 $(SCREEN) $(BIN)/python -m pytest -n 2 --dist loadgroup
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

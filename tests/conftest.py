@@ -18,7 +18,7 @@ if "QT_API" in os.environ:  # pytest-qt has a variable of its own, and would loa
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """For two processes that share the tests: a file stays whole, and all windows, which share a screen, in one."""
+    """For processes that share the tests: the tests of a file stay together, and all that share the screen."""
     for item in items:
         item.add_marker(pytest.mark.xdist_group("gui" if item.get_closest_marker("gui") else item.path.name))
 

@@ -77,27 +77,25 @@ class Form(QWidget):
     def _lay_out(self) -> None:
         grid = QGridLayout(self)
         grid.setContentsMargins(0, 0, 0, 0)
-        grid.setColumnStretch(0, 1)
+        grid.setColumnStretch(1, 1)
         for combo in (self.slide, self.model, self.region, self.device):
             # Long layer names must not push the dock wider than the screen allows.
             combo.native.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Fixed)
-            combo.native.setMinimumWidth(140)
+            combo.native.setMinimumWidth(120)
         calibration = QHBoxLayout()
         calibration.addWidget(self._mpp_label)
         calibration.addWidget(self.mpp.native, 1)
-        rows: list[Any] = [
-            heading("1  Slide"), (self.slide.native, self.open_button.native), self.facts, calibration,
-            heading("2  Model"), self.model.native, self.file.native,
-            heading("3  Region"), (self.region.native, self.draw.native),
-        ]  # fmt: skip
-        for row, item in enumerate(rows):
-            if isinstance(item, tuple):
-                grid.addWidget(item[0], row, 0)
-                grid.addWidget(item[1], row, 1)
-            elif isinstance(item, QHBoxLayout):
-                grid.addLayout(item, row, 0, 1, 2)
-            else:
-                grid.addWidget(item, row, 0, 1, 2)
+        grid.addWidget(heading("1  Slide"), 0, 0)
+        grid.addWidget(self.slide.native, 1, 0, 1, 2)  # its name may be long
+        grid.addWidget(self.open_button.native, 1, 2)
+        grid.addWidget(self.facts, 2, 0, 1, 3)
+        grid.addLayout(calibration, 3, 0, 1, 3)
+        grid.addWidget(heading("2  Model"), 4, 0)
+        grid.addWidget(self.model.native, 4, 1, 1, 2)
+        grid.addWidget(self.file.native, 5, 0, 1, 3)
+        grid.addWidget(heading("3  Region"), 6, 0)
+        grid.addWidget(self.region.native, 6, 1)
+        grid.addWidget(self.draw.native, 6, 2)
 
     def _connect(self) -> None:
         self.slide.changed.connect(self._slide_changed)

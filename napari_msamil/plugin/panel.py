@@ -70,7 +70,7 @@ class MilPanel(QScrollArea):
         self.setWidgetResizable(True)
         self.setFrameShape(QScrollArea.Shape.NoFrame)
         self.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
-        self.setMinimumWidth(300)
+        self.setMinimumWidth(320)
         self.setAcceptDrops(True)
         inner = QWidget()
         column = QVBoxLayout(inner)

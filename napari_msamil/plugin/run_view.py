@@ -48,9 +48,9 @@ class RunView(QWidget):
     def _lay_out(self, device: QWidget) -> None:
         column = QVBoxLayout(self)
         column.setContentsMargins(0, 0, 0, 0)
-        column.addWidget(heading("4  Run"))
         row = QHBoxLayout()
-        row.addWidget(QLabel("Device"))
+        row.addWidget(heading("4  Run"))
+        row.addWidget(QLabel("on"))
         row.addWidget(device, 1)
         column.addLayout(row)
         buttons = QHBoxLayout()
