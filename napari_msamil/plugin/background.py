@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import sys
 import threading
 
-import napari.layers
-import numpy as np
-
 READ_AHEAD, CLASSIFY = 10, 15
 """How much further back than drawing, in steps of niceness."""
+
+_FOR_LABELS = ("pandas", "skimage.color.colorconv", "skimage.exposure")  # napari imports them at the first labels layer
 
 
 def step_back(steps: int) -> None:
@@ -32,6 +32,6 @@ def import_ahead() -> None:
 
 def _import() -> None:
     step_back(READ_AHEAD)
-    for name in ("dask.array", "tiffslide"):
-        importlib.import_module(name)
-    napari.layers.Labels(np.zeros((1, 1), bool))  # imports pandas and parts of scikit-image
+    for name in ("dask.array", "tiffslide", *_FOR_LABELS):
+        with contextlib.suppress(ImportError):  # whoever needs it will say so
+            importlib.import_module(name)

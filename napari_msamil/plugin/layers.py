@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import count
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,8 +31,6 @@ VALUE_NAMES = {
     "rank": "attention rank in this {} (0 lowest, 1 highest)",
     "relative": "attention relative to an average patch (1 = average)",
 }
-
-_runs = count(1)
 
 
 def place(
@@ -74,7 +71,6 @@ def from_prediction(
 
     mark = {
         "slide": tag(slide_layer)["slide"],
-        "run": next(_runs),
         "model": prediction.model_name,
         "weak": prediction.weak,
     }

@@ -148,10 +148,12 @@ def test_all_layers_stay_in_micrometres(viewer: Any, slide_layer: Image, predict
 
 def test_a_second_result_replaces_the_first(viewer: Any, slide_layer: Image, prediction: Prediction) -> None:
     first = layers.show(viewer, slide_layer, prediction)
-    second = layers.show(viewer, slide_layer, prediction)
+    other = replace(prediction, model_name="other", lesion_mask=~prediction.lesion_mask)
+    second = layers.show(viewer, slide_layer, other)
     assert len(viewer.layers) == 6
-    assert not set(first) & set(viewer.layers)
-    assert {slides.tag(a)["run"] for a in second} != {slides.tag(a)["run"] for a in first}
+    assert second == first, "filled anew"
+    assert {slides.tag(a)["model"] for a in viewer.layers[1:]} == {"other"}
+    assert np.array_equal(viewer.layers["sample | lesion"].data, other.lesion_mask)
 
 
 def test_the_camera_stays_where_it_is(viewer: Any, slide_layer: Image, prediction: Prediction) -> None:
