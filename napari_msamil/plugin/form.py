@@ -104,6 +104,7 @@ class Form(QWidget):
         self.model.changed.connect(self._model_changed)
         self.file.changed.connect(self.changed.emit)
         self.region.changed.connect(self._region_changed)
+        self.device.changed.connect(self.changed.emit)
         self.open_button.changed.connect(self.open_asked.emit)
         self.draw.changed.connect(self.draw_asked.emit)
 
@@ -234,11 +235,15 @@ class Form(QWidget):
         self.changed.emit()
 
     def _region_changed(self) -> None:
-        if self.region.value is None:  # the next click on the slide is no corner of a region any more
-            for layer in self._viewer.layers:
-                if tag(layer).get("role") == REGION and str(layer.mode).startswith("add_"):
-                    layer.mode = "pan_zoom"
+        if self.region.value is None:
+            self.stop_drawing()
         self.changed.emit()
+
+    def stop_drawing(self) -> None:
+        """Let the next click on the slide be no corner of a region any more."""
+        for layer in self._viewer.layers:
+            if tag(layer).get("role") == REGION and str(layer.mode).startswith("add_"):
+                layer.mode = "pan_zoom"
 
     def _model_changed(self) -> None:
         self.file.native.setVisible(self.model.value == FILE)
@@ -268,5 +273,6 @@ def describe(layer: napari.layers.Image) -> str:
     size = f"{slide.width:,} x {slide.height:,} px".replace(",", "\u2009")
     if mpp is None:
         return f"{size} · uncalibrated"
-    source = "entered by you" if slide.mpp is None else f"about {10 / mpp[0]:.2g}x"
+    given = slide.mpp is None or slide.mpp_source != "metadata"
+    source = "entered by you" if given else f"about {10 / mpp[0]:.2g}x"
     return f"{size} · {mpp[0]:.4g} µm/px ({source})"

@@ -247,6 +247,7 @@ def show(
     Returns:
         The layers: heatmaps, coarsest first, then the lesion mask, then the patches with most attention.
     """
+    selected = set(viewer.layers.selection)
     described = from_prediction(prediction, slide_layer, values=values)
     earlier = {_part(tag(a)): a for a in result_layers(viewer, tag(slide_layer)["slide"])}
     parts = [_part(keywords["metadata"][KEY]) for _, keywords, _ in described]
@@ -257,7 +258,7 @@ def show(
     else:  # none yet, other scales, or some were removed by hand
         remove_result(viewer, tag(slide_layer)["slide"])
         shown = _add(viewer, described)
-    viewer.layers.selection = {slide_layer}
+    viewer.layers.selection = selected & set(viewer.layers)  # the user may be drawing
     mark_view(viewer)
     fit_outlines(viewer)
     return shown

@@ -16,7 +16,7 @@ from napari_msamil.plugin.form import Form
 from napari_msamil.plugin.inputs import leave_the_wheel_to
 from napari_msamil.plugin.layers import fit_outlines, mark_view, remove_orphans
 from napari_msamil.plugin.opening import Opener
-from napari_msamil.plugin.regions import add_region_layer, draw_on
+from napari_msamil.plugin.regions import add_region_layer, draw_on, empty_region
 from napari_msamil.plugin.result_view import ResultView
 from napari_msamil.plugin.results import Results
 from napari_msamil.plugin.run_view import RunView
@@ -139,7 +139,9 @@ class MilPanel(QScrollArea):
         if self.form.region.value is not None:
             draw_on(self._viewer, self.form.region.value)
         elif self.form.layer is not None:
-            shapes = add_region_layer(self._viewer, self.form.layer)
+            empty = empty_region(self._viewer, self.form.layer)
+            shapes = add_region_layer(self._viewer, self.form.layer) if empty is None else empty
+            draw_on(self._viewer, shapes)
             self.form.region.value = shapes  # what to do now is said below: see `Form.missing`
 
     # --- running ---------------------------------------------------------------------------------------------------
@@ -162,6 +164,8 @@ class MilPanel(QScrollArea):
         """
         if self.running or self.form.missing():
             return
+        self.form.stop_drawing()
+        self._viewer.layers.selection.active = self.form.layer  # a drag moves the view from here on
         try:
             request = self.form.request()
         except MsamilError as error:

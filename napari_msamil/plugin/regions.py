@@ -21,8 +21,8 @@ _CIRCLE = np.linspace(0, 2 * np.pi, 64, endpoint=False)
 
 
 def add_region_layer(viewer: napari.viewer.Viewer, slide_layer: napari.layers.Image) -> napari.layers.Shapes:
-    """Add an empty layer to draw a region on, in the slide's units, ready for the first polygon."""
-    layer = viewer.add_shapes(
+    """Add an empty layer to draw a region on, in the slide's units."""
+    return viewer.add_shapes(
         name=f"{slide_layer.name} | region",
         ndim=2,
         scale=slide_layer.scale,
@@ -34,8 +34,12 @@ def add_region_layer(viewer: napari.viewer.Viewer, slide_layer: napari.layers.Im
         edge_width=2 * screen_px(viewer, slide_layer),
         metadata={KEY: {"role": REGION, "slide": tag(slide_layer)["slide"]}},
     )
-    draw_on(viewer, layer)
-    return layer
+
+
+def empty_region(viewer: napari.viewer.Viewer, slide_layer: napari.layers.Image) -> napari.layers.Shapes | None:
+    """A layer to draw a slide's regions on that is still empty, if there is one."""
+    mine = {"role": REGION, "slide": tag(slide_layer)["slide"]}.items()
+    return next((a for a in viewer.layers if mine <= tag(a).items() and not len(a.data)), None)
 
 
 def draw_on(viewer: napari.viewer.Viewer, layer: napari.layers.Shapes) -> None:

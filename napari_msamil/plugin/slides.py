@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 KEY = "msamil"
 SLIDE, LESION, HEATMAP, TOP, REGION = "slide", "lesion", "heatmap", "top patches", "region"
+COPY, POINTS = "copy", "points"  # of a part of a result; drawn by the user
 PLACEHOLDER = "placeholder"  # of the sample slide, while it is drawn
 
 # One budget for the process, whatever the number of slides: a view of a large screen and its surroundings
@@ -149,17 +150,20 @@ def calibrate(viewer: napari.viewer.Viewer, slide_layer: napari.layers.Image, mp
 def _lying_on(viewer: napari.viewer.Viewer, slide_layer: napari.layers.Image) -> list[napari.layers.Layer]:
     """The slide's layer, what the plugin laid on it, and what the user did with napari's own buttons.
 
-    The latter carry no mark. They belong to this slide if they are in pixels, as it was itself, or if there is no other
-    slide that they could belong to, as when a pixel size is corrected.
+    The latter carry no mark, but for those that `_adopt` knows. They belong to this slide if they are in pixels, as it
+    was itself and no other is, or if there is no other slide at all, as when a pixel size is corrected.
     """
-    alone = len(slide_layers(viewer)) == 1
+    others = [other for other in slide_layers(viewer) if other is not slide_layer]
+    only_one_in_pixels = all(mpp_of(other) is not None for other in others)
     found = []
     for layer in viewer.layers:
         if "slide" in tag(layer):
             ours = tag(layer)["slide"] == tag(slide_layer)["slide"]
         else:
             in_pixels = all(str(unit) == "pixel" for unit in layer.units)
-            ours = layer.ndim == 2 and (in_pixels or (alone and isinstance(layer, (Shapes, Points))))
+            ours = layer.ndim == 2 and (
+                (in_pixels and only_one_in_pixels) or (not others and isinstance(layer, (Shapes, Points)))
+            )
         if ours:
             found.append(layer)
     return found
@@ -190,9 +194,26 @@ def _attend(event: Any) -> None:
     prefetcher.look_around(layer)
 
 
+def _adopt(inserted: Any, layers: Any) -> None:
+    """Mark what napari's own buttons made: an empty layer to draw on belongs to the slide that is seen, a copy of a
+    part of a result is none of the next result's.
+    """
+    mark = tag(inserted)
+    seen = [slide for slide in _slides(layers) if slide.visible]
+    if not mark and isinstance(inserted, (Shapes, Points)) and not len(inserted.data) and len(seen) == 1:
+        role = REGION if isinstance(inserted, Shapes) else POINTS
+        inserted.metadata[KEY] = {"role": role, "slide": tag(seen[0])["slide"]}
+    elif mark.get("role") in (LESION, HEATMAP, TOP):
+        part = [mark.get(name) for name in ("slide", "role", "scale")]
+        twins = [a for a in layers if a is not inserted and [tag(a).get(n) for n in ("slide", "role", "scale")] == part]
+        if twins:
+            inserted.metadata[KEY] = {"role": COPY, "slide": mark["slide"]}
+
+
 def _keep_together(event: Any) -> None:
     """Tie a new layer to the slide that it lies on, or to what lies on it."""
     layers, inserted = event.source, event.value
+    _adopt(inserted, layers)
 
     def follow(event: Any = None) -> None:
         slide_id = tag(inserted).get("slide")

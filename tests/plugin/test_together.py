@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from napari.layers import Layer
 from numpy.typing import NDArray
 
 from napari_msamil.inference import classify as classify_module
@@ -212,3 +213,82 @@ def test_the_outline_keeps_its_colour_after_a_shape_that_was_given_up(
     for zoom in (8, 0.1):
         compat.camera(viewer).zoom = zoom
         assert np.allclose(region.edge_color, yellow)
+
+
+def test_a_run_that_ends_leaves_who_draws_alone(
+    panel: Any, viewer: Any, slide_file: Path, gated: threading.Event, qtbot: Any
+) -> None:
+    slide = panel.open_slide(slide_file)
+    panel.form.draw.native.click()
+    region = panel.form.region.value
+    region.add_rectangles([[[180, 300], [180, 550], [400, 550], [400, 300]]])
+    panel.run_view.start.native.click()
+    assert (viewer.layers.selection.active, region.mode) == (slide, "pan_zoom"), "a drag moves the view again"
+    viewer.layers.selection.active = region
+    region.mode = "add_polygon"
+    gated.set()
+    qtbot.waitUntil(lambda: not panel.running, timeout=SECONDS)
+    assert panel.result_of(slide) is not None
+    assert (viewer.layers.selection.active, region.mode) == (region, "add_polygon")
+
+
+def test_what_napari_s_buttons_make_belongs_to_the_slide_that_is_seen(
+    panel: Any, viewer: Any, slide_file: Path, make_slide: Any, qtbot: Any
+) -> None:
+    panel.open_slide(make_slide("first.tif", mpp=None))
+    second = panel.open_slide(make_slide("second.tif", mpp=None))
+    panel.form.mpp.value = 0.25
+    panel.form.calibrate()
+    shapes = viewer.add_shapes(ndim=2, scale=viewer.layers.extent.step)  # as "New shapes layer" does
+    points = viewer.add_points(ndim=2, scale=viewer.layers.extent.step)
+    shapes.add_rectangles([[[180, 300], [180, 550], [400, 550], [400, 300]]])
+    before = second.world_to_data(shapes.data_to_world((180, 300)))
+    panel.form.region.value = shapes
+    panel.form.mpp.value = 0.5
+    panel.form.calibrate()
+    assert second.world_to_data(shapes.data_to_world((180, 300))) == pytest.approx(before)
+    third = panel.open_slide(slide_file)
+    assert [layer.name for layer in viewer.layers if layer.visible] == [third.name]
+    assert shapes not in panel.form.region.choices
+    panel.form.choose(second)
+    assert shapes.visible
+    assert points.visible
+
+
+def test_shapes_without_a_mark_stay_where_they_are_when_another_slide_gets_its_pixel_size(
+    panel: Any, viewer: Any, make_slide: Any
+) -> None:
+    panel.open_slide(make_slide("first.tif", mpp=None))
+    shapes = viewer.add_shapes([[[180, 300], [180, 550], [400, 550], [400, 300]]], shape_type="rectangle")
+    panel.open_slide(make_slide("second.tif", mpp=None))
+    panel.form.mpp.value = 0.5
+    panel.form.calibrate()
+    assert shapes.data_to_world((180, 300)) == pytest.approx((180, 300))
+
+
+def test_a_duplicate_of_a_heatmap_keeps_the_result_that_it_is_of(
+    panel: Any, viewer: Any, slide_file: Path, qtbot: Any
+) -> None:
+    panel.open_slide(slide_file)
+    run(panel, qtbot)
+    heatmap = viewer.layers["square | attention 10x"]
+    viewer.layers.selection.active = heatmap
+    data, state, kind = heatmap.as_layer_data_tuple()  # as napari's "Duplicate layer" does
+    kept = viewer.add_layer(Layer.create(np.array(data), {**state, "name": "kept"}, kind))
+    old = np.array(data)
+    panel.form.draw.native.click()
+    panel.form.region.value.add_rectangles([[[180, 300], [180, 550], [400, 550], [400, 300]]])
+    run(panel, qtbot)
+    assert np.array_equal(kept.data, old, equal_nan=True)
+    assert not np.array_equal(heatmap.data, old, equal_nan=True)
+    assert (heatmap.name, kept.name) == ("square | attention 10x", "kept")
+
+
+def test_an_empty_region_is_used_before_another_one_is_made(panel: Any, viewer: Any, slide_file: Path) -> None:
+    panel.open_slide(slide_file)
+    panel.form.draw.native.click()
+    empty = panel.form.region.value
+    panel.form.region.value = None
+    panel.form.draw.native.click()
+    assert panel.form.region.value == empty
+    assert len(viewer.layers) == 2
