@@ -124,7 +124,7 @@ class Model(nn.Module):
     def for_inference(self, device: str | None = None, *, bf16: bool = False) -> Model:
         """A copy that computes the same faster: evaluation mode, no gradients, BatchNorm folded into convolutions.
 
-        On a CPU activations go into the convolutions too, and channel gates into weights (`fuse_for_cpu`).
+        On a CPU activations go into the convolutions too, and channel gates scale in place (`fuse_for_cpu`).
 
         Args:
             device: Where the copy is to be; None is where this model is.

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from napari_msamil.plugin.compat import camera, overlay
-from napari_msamil.plugin.slides import HEATMAP, KEY, LESION, REGION, TOP, slide_layers, tag
+from napari_msamil.plugin.compat import overlay
+from napari_msamil.plugin.outlines import fit_outlines, outline_top, top_colours, top_widths
+from napari_msamil.plugin.slides import HEATMAP, KEY, LESION, TOP, result_layers, slide_layers, tag
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -24,8 +25,6 @@ from napari_msamil.inference.prediction import LESION_RGB, RESEARCH_USE
 
 COLORMAP = "viridis"  # perceptual, and unlike the pinks and violets of H&E
 LESION_COLOUR = (*(value / 255 for value in LESION_RGB), 1.0)
-TOP_COLOUR = (1.0, 0.85, 0.1, 1.0)
-VISITED_COLOUR = (1.0, 1.0, 1.0, 1.0)
 TOP_COUNT = 10
 VALUE_NAMES = {
     "rank": "attention rank in this {} (0 lowest, 1 highest)",
@@ -149,8 +148,8 @@ def _top_patches(prediction: Prediction, slide_layer: napari.layers.Image, mark:
         "name": f"{slide_layer.name} | top patches",
         "shape_type": "rectangle",
         "face_color": [0.0, 0.0, 0.0, 0.0],
-        "edge_color": _top_colours(names, table.scales[0].name, None),
-        "edge_width": _top_widths(boxes, None, 0.0) or 1,
+        "edge_color": top_colours(names, table.scales[0].name, None),
+        "edge_width": top_widths(boxes, None, 0.0) or 1,
         "features": {
             "scale": names,
             "rank": [place for best in rows for place in range(1, len(best) + 1)],
@@ -167,69 +166,6 @@ def patch_box(prediction: Prediction, row: int) -> NDArray[np.float64]:
     width, height = table.footprint(int(table.scale[row]))
     x, y = table.grid[row] * table.pitch(int(table.scale[row])) - 0.5
     return np.array([[y, x], [y, x + width], [y + height, x + width], [y + height, x]])
-
-
-def _top_colours(names: list[str], shown: str | None, visited: int | None) -> NDArray[np.float64] | list[float]:
-    """Edge colours that hide the outlines of every other scale and tell the visited patch from the others."""
-    if not names:
-        return list(TOP_COLOUR)
-    colours = [VISITED_COLOUR if i == visited else TOP_COLOUR for i in range(len(names))]
-    return np.array([[*colour[:3], float(name == shown)] for colour, name in zip(colours, names, strict=True)])
-
-
-def _top_widths(boxes: list[NDArray[np.float64]], visited: int | None, screen_px: float) -> list[float]:
-    """A small part of a patch's side, but never so thin on the screen that only some of the lines are drawn."""
-    sides = (float(np.ptp(box[:, 0])) for box in boxes)
-    return [max(side / 32, 2.5 * screen_px) if i == visited else max(side / 80, 1.5 * screen_px)
-            for i, side in enumerate(sides)]  # fmt: skip
-
-
-def _outline_top(viewer: napari.viewer.Viewer) -> None:
-    """Let each slide's outlines be those of the scale whose heatmap is shown, or none."""
-    for layer in (a for a in viewer.layers if tag(a).get("role") == TOP):
-        maps = result_layers(viewer, tag(layer)["slide"], HEATMAP)
-        shown = next((tag(a)["scale"] for a in reversed(maps) if a.visible), None)
-        if tag(layer)["shown"] != shown:
-            _outline(viewer, layer, shown, tag(layer)["visited"])
-
-
-def fit_outlines(viewer: napari.viewer.Viewer) -> None:
-    """Let the lines of outlined patches and drawn regions be seen whole at the present zoom."""
-    for layer in viewer.layers:
-        if tag(layer).get("role") == TOP:
-            _outline(viewer, layer, tag(layer)["shown"], tag(layer)["visited"])
-        elif tag(layer).get("role") == REGION:
-            layer.current_edge_width = 2 * screen_px(viewer, layer)  # of the next one
-            if len(layer.data):
-                layer.edge_width = 2 * screen_px(viewer, layer)
-                layer.events.edge_color()  # a width says nothing to the canvas; a colour does
-
-
-def screen_px(viewer: napari.viewer.Viewer, layer: Any) -> float:
-    """Width of a pixel of the screen, in those of a layer."""
-    return 1 / (float(camera(viewer).zoom) * float(layer.scale[-1]))
-
-
-def mark_patch(viewer: napari.viewer.Viewer, slide_id: str, name: str, rank: int) -> None:
-    """Let the outline of one of a slide's patches with most attention stand out: of scale `name`, first is rank 1."""
-    for layer in result_layers(viewer, slide_id, TOP):
-        found = np.flatnonzero((layer.features["scale"] == name) & (layer.features["rank"] == rank))
-        _outline(viewer, layer, tag(layer)["shown"], int(found[0]) if len(found) else None)
-
-
-def _outline(viewer: napari.viewer.Viewer, layer: Any, shown: str | None, visited: int | None) -> None:
-    layer.metadata[KEY] = {**tag(layer), "shown": shown, "visited": visited}
-    if len(layer.data):
-        layer.edge_width = _top_widths(
-            layer.data, visited, screen_px(viewer, layer)
-        )  # says nothing to the canvas; the colours do
-        layer.edge_color = _top_colours(list(layer.features["scale"]), shown, visited)
-
-
-def result_layers(viewer: napari.viewer.Viewer, slide_id: str, role: str | None = None) -> list[napari.layers.Layer]:
-    """Layers of the result on the slide layer `slide_id`, bottom first; only those of one role if given."""
-    roles = (LESION, HEATMAP, TOP) if role is None else (role,)
-    return [a for a in viewer.layers if tag(a).get("slide") == slide_id and tag(a).get("role") in roles]
 
 
 def show(
@@ -363,7 +299,7 @@ def mark_view(viewer: napari.viewer.Viewer) -> None:
 
     The outlines of the patches with most attention follow the heatmap too.
     """
-    _outline_top(viewer)
+    outline_top(viewer)
     shown = [a for a in viewer.layers if tag(a).get("role") in (LESION, HEATMAP) and a.visible]
     maps = [a for a in shown if tag(a)["role"] == HEATMAP]
     lines = [

@@ -14,8 +14,9 @@ from napari_msamil.plugin import compat
 from napari_msamil.plugin.background import import_ahead
 from napari_msamil.plugin.form import Form
 from napari_msamil.plugin.inputs import leave_the_wheel_to
-from napari_msamil.plugin.layers import fit_outlines, mark_view, remove_orphans
+from napari_msamil.plugin.layers import mark_view, remove_orphans
 from napari_msamil.plugin.opening import Opener
+from napari_msamil.plugin.outlines import fit_outlines
 from napari_msamil.plugin.regions import add_region_layer, draw_on, empty_region
 from napari_msamil.plugin.result_view import ResultView
 from napari_msamil.plugin.results import Results

@@ -8,7 +8,7 @@ import numpy as np
 
 from napari_msamil.errors import RegionError
 from napari_msamil.inference.geojson import Polygon
-from napari_msamil.plugin.layers import screen_px
+from napari_msamil.plugin.outlines import screen_px
 from napari_msamil.plugin.slides import KEY, REGION, tag
 
 if TYPE_CHECKING:

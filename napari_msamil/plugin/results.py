@@ -13,9 +13,10 @@ from qtpy.QtWidgets import QFileDialog, QMessageBox
 
 from napari_msamil.errors import MsamilError
 from napari_msamil.plugin import compat, layers
+from napari_msamil.plugin.outlines import mark_patch
 from napari_msamil.plugin.regions import closed, polygons
 from napari_msamil.plugin.result_view import OFF
-from napari_msamil.plugin.slides import HEATMAP, KEY, TOP, slide_layers, tag
+from napari_msamil.plugin.slides import HEATMAP, KEY, TOP, result_layers, slide_layers, tag
 
 if TYPE_CHECKING:
     import napari.layers
@@ -80,7 +81,7 @@ class Results(QObject):
 
     def _listen(self, layer: napari.layers.Layer) -> None:
         """Notice when the user chooses other colours for a slide's heatmaps."""
-        for heatmap in layers.result_layers(self._viewer, tag(layer)["slide"], HEATMAP):
+        for heatmap in result_layers(self._viewer, tag(layer)["slide"], HEATMAP):
             heatmap.events.colormap.connect(self._explain_colours)
             heatmap.events.contrast_limits.connect(self._explain_colours)
 
@@ -187,7 +188,7 @@ class Results(QObject):
         return "" if self._form.layer is None else str(tag(self._form.layer)["slide"])
 
     def _maps(self) -> list[Any]:
-        return layers.result_layers(self._viewer, self._slide_id(), HEATMAP)
+        return result_layers(self._viewer, self._slide_id(), HEATMAP)
 
     def _shown_scale(self) -> str:
         visible = [str(tag(layer)["scale"]) for layer in self._maps() if layer.visible]
@@ -223,9 +224,9 @@ class Results(QObject):
         before, place = self._visited.get(self._slide_id(), (scale, -1))
         place = (place + 1) % len(best) if before == scale else 0
         self._visited[self._slide_id()] = scale, place
-        layers.mark_patch(self._viewer, self._slide_id(), names[scale], place + 1)
-        for outlines in layers.result_layers(self._viewer, self._slide_id(), TOP):
-            outlines.visible = True  # which patch is meant must be seen
+        mark_patch(self._viewer, self._slide_id(), names[scale], place + 1)
+        for outlined in result_layers(self._viewer, self._slide_id(), TOP):
+            outlined.visible = True  # which patch is meant must be seen
         centre = layer.data_to_world(layers.patch_box(prediction, int(best[place])).mean(axis=0))
         # one pixel of the screen is one of the patch
         compat.look_at(self._viewer, centre, zoom=1 / prediction.table.scales[scale].mpp)

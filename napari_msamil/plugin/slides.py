@@ -53,6 +53,12 @@ def slide_layers(viewer: napari.viewer.Viewer) -> list[napari.layers.Image]:
     return _slides(viewer.layers)
 
 
+def result_layers(viewer: napari.viewer.Viewer, slide_id: str, role: str | None = None) -> list[napari.layers.Layer]:
+    """Layers of the result on the slide layer `slide_id`, bottom first; only those of one role if given."""
+    roles = (LESION, HEATMAP, TOP) if role is None else (role,)
+    return [a for a in viewer.layers if tag(a).get("slide") == slide_id and tag(a).get("role") in roles]
+
+
 def slide_of(layer: napari.layers.Layer) -> Slide:
     """The open slide behind a slide layer."""
     pyramid: ViewPyramid = tag(layer)["pyramid"]

@@ -59,7 +59,7 @@ def test_every_heatmap_cell_lies_on_its_patch(
     layers.show(viewer, slide_layer, prediction)
     name = prediction.table.scales[scale].name
     [heatmap] = [
-        a for a in layers.result_layers(viewer, slides.tag(slide_layer)["slide"]) if slides.tag(a).get("scale") == name
+        a for a in slides.result_layers(viewer, slides.tag(slide_layer)["slide"]) if slides.tag(a).get("scale") == name
     ]
     shown = prediction.heatmap(scale).array
     table = prediction.table
@@ -353,13 +353,13 @@ def test_removing_a_copy_leaves_the_original_readable_and_its_result_in_place(
     shown = layers.show(viewer, slide_layer, prediction)
     copy = duplicate(viewer, slide_layer)
     assert slides.tag(copy)["slide"] != slides.tag(slide_layer)["slide"]
-    assert layers.result_layers(viewer, slides.tag(copy)["slide"]) == []
+    assert slides.result_layers(viewer, slides.tag(copy)["slide"]) == []
     viewer.layers.remove(copy)
     slides.CACHE.clear()
     assert np.array_equal(
         np.asarray(slide_layer.data[0][:50, :60]), slides.slide_of(slide_layer).read_level(0, 0, 0, 60, 50)
     )
-    assert layers.result_layers(viewer, slides.tag(slide_layer)["slide"]) == shown
+    assert slides.result_layers(viewer, slides.tag(slide_layer)["slide"]) == shown
     viewer.layers.remove(slide_layer)
     assert slides.CACHE.nbytes == 0
 

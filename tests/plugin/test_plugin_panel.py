@@ -20,7 +20,7 @@ from napari_msamil.errors import ModelFileError, ReadError, UnreadablePatchesErr
 from napari_msamil.inference import classify as classify_module
 from napari_msamil.inference.classify import Progress, classify
 from napari_msamil.inference.prediction import RESEARCH_USE
-from napari_msamil.plugin import compat, layers, slides
+from napari_msamil.plugin import compat, outlines, slides
 from napari_msamil.plugin.panel import MilPanel
 from napari_msamil.plugin.worker import Run
 from napari_msamil.slide import flat
@@ -718,20 +718,20 @@ def test_the_visited_patch_stands_out_and_off_shows_the_finest_map_first(
     for place in (0, 1):
         panel.result_view.next.native.click()
         assert panel.result_view.scale.value == "10x"
-        white = np.flatnonzero((top.edge_color == layers.VISITED_COLOUR).all(axis=1))
+        white = np.flatnonzero((top.edge_color == outlines.VISITED_COLOUR).all(axis=1))
         assert white.tolist() == [place]
         assert np.argmax(np.array(top.edge_width)[top.features["scale"] == "10x"]) == place
     panel.open_slide(make_slide("second.tif"))
     panel.form.slide.value = layer
     assert panel.result_view.place.text().startswith("2 of")
-    assert (top.edge_color[1] == layers.VISITED_COLOUR).all()
+    assert (top.edge_color[1] == outlines.VISITED_COLOUR).all()
     panel.result_view.scale.value = "5x"
     assert top.edge_color[1, 3] == 0, "it is of another scale"
     assert panel.result_view.place.text() == ""
     top.visible = False
     panel.result_view.next.native.click()
     assert top.visible, "which patch is meant must be seen"
-    [white] = np.flatnonzero((top.edge_color == layers.VISITED_COLOUR).all(axis=1))
+    [white] = np.flatnonzero((top.edge_color == outlines.VISITED_COLOUR).all(axis=1))
     assert (top.features["scale"][white], top.features["rank"][white]) == ("5x", 1)
 
 
