@@ -269,9 +269,12 @@ def remove_result(viewer: napari.viewer.Viewer, slide_id: str) -> None:
 
 
 def remove_orphans(viewer: napari.viewer.Viewer) -> None:
-    """Take away what lay on slides that are gone: their results, and the regions drawn on them."""
+    """Take away what lay on slides that are gone: their results, and the regions drawn on them.
+
+    What was drawn with napari's own buttons is the user's, and stays.
+    """
     slides = {tag(a)["slide"] for a in slide_layers(viewer)}
-    for layer in [a for a in viewer.layers if "slide" in tag(a) and tag(a)["slide"] not in slides]:
+    for layer in [a for a in viewer.layers if tag(a).get("slide", "") not in {"", *slides} and "own" not in tag(a)]:
         viewer.layers.remove(layer)
 
 

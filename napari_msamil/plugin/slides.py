@@ -7,7 +7,7 @@ import uuid
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from napari.layers import Points, Shapes
+from napari.layers import Labels, Points, Shapes
 from napari.utils.notifications import show_error
 from napari.utils.transforms import Affine
 
@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 KEY = "msamil"
 SLIDE, LESION, HEATMAP, TOP, REGION = "slide", "lesion", "heatmap", "top patches", "region"
-COPY, POINTS = "copy", "points"  # of a part of a result; drawn by the user
+COPY, ANNOTATION = "copy", "annotation"  # of a part of a result; what the user draws with napari's own buttons
 PLACEHOLDER = "placeholder"  # of the sample slide, while it is drawn
 
 # One budget for the process, whatever the number of slides: a view of a large screen and its surroundings
@@ -201,19 +201,26 @@ def _attend(event: Any) -> None:
 
 
 def _adopt(inserted: Any, layers: Any) -> None:
-    """Mark what napari's own buttons made: an empty layer to draw on belongs to the slide that is seen, a copy of a
-    part of a result is none of the next result's.
+    """Mark what napari's own buttons made: an empty layer to draw on belongs to the slide that is seen, and stays the
+    user's own when that is removed; a copy of a part of a result is none of the next result's.
     """
     mark = tag(inserted)
     seen = [slide for slide in _slides(layers) if slide.visible]
-    if not mark and isinstance(inserted, (Shapes, Points)) and not len(inserted.data) and len(seen) == 1:
-        role = REGION if isinstance(inserted, Shapes) else POINTS
-        inserted.metadata[KEY] = {"role": role, "slide": tag(seen[0])["slide"]}
+    if not mark and _to_draw_on(inserted) and len(seen) == 1:
+        role = REGION if isinstance(inserted, Shapes) else ANNOTATION
+        inserted.metadata[KEY] = {"role": role, "slide": tag(seen[0])["slide"], "own": True}
     elif mark.get("role") in (LESION, HEATMAP, TOP):
         part = [mark.get(name) for name in ("slide", "role", "scale")]
         twins = [a for a in layers if a is not inserted and [tag(a).get(n) for n in ("slide", "role", "scale")] == part]
         if twins:
             inserted.metadata[KEY] = {"role": COPY, "slide": mark["slide"]}
+
+
+def _to_draw_on(layer: Any) -> bool:
+    """Whether a layer is still empty; of a large array of labels a part is looked at."""
+    if isinstance(layer, Labels):
+        return layer.ndim == 2 and isinstance(layer.data, np.ndarray) and not layer.data[::64, ::64].any()
+    return isinstance(layer, (Shapes, Points)) and not len(layer.data)
 
 
 def _keep_together(event: Any) -> None:

@@ -241,6 +241,8 @@ def test_what_napari_s_buttons_make_belongs_to_the_slide_that_is_seen(
     panel.form.calibrate()
     shapes = viewer.add_shapes(ndim=2, scale=viewer.layers.extent.step)  # as "New shapes layer" does
     points = viewer.add_points(ndim=2, scale=viewer.layers.extent.step)
+    labels = viewer.add_labels(np.zeros((900, 1200), int), scale=viewer.layers.extent.step)
+    labels.data[100:200, 100:200] = 1
     shapes.add_rectangles([[[180, 300], [180, 550], [400, 550], [400, 300]]])
     before = second.world_to_data(shapes.data_to_world((180, 300)))
     panel.form.region.value = shapes
@@ -251,8 +253,12 @@ def test_what_napari_s_buttons_make_belongs_to_the_slide_that_is_seen(
     assert [layer.name for layer in viewer.layers if layer.visible] == [third.name]
     assert shapes not in panel.form.region.choices
     panel.form.choose(second)
-    assert shapes.visible
-    assert points.visible
+    drawn = (shapes, points, labels)
+    assert all(layer.visible for layer in drawn)
+    assert np.array(labels.scale) == pytest.approx(second.scale)
+    viewer.layers.remove(second)
+    qtbot.wait(100)
+    assert all(layer in viewer.layers and not layer.visible for layer in drawn), "the user's own work is kept"
 
 
 def test_shapes_without_a_mark_stay_where_they_are_when_another_slide_gets_its_pixel_size(
