@@ -11,7 +11,8 @@ import threading
 READ_AHEAD, CLASSIFY = 10, 15
 """How much further back than drawing, in steps of niceness."""
 
-_FOR_LABELS = ("pandas", "skimage.color.colorconv", "skimage.exposure")  # napari imports them at the first labels layer
+FOR_SLIDES = ("dask.array", "tiffslide")
+FOR_RESULTS = ("pandas", "skimage.color.colorconv", "skimage.exposure")  # napari imports them at the first labels layer
 
 
 def step_back(steps: int) -> None:
@@ -25,13 +26,13 @@ def step_back(steps: int) -> None:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), min(19, window + steps))
 
 
-def import_ahead() -> None:
-    """Import, in a thread, what the first slide and the first result need: a second that nobody then waits for."""
-    threading.Thread(target=_import, name="msamil-import", daemon=True).start()
+def import_ahead(names: tuple[str, ...]) -> None:
+    """Import modules in a thread: half a second that nobody then waits for."""
+    threading.Thread(target=_import, args=(names,), name="msamil-import", daemon=True).start()
 
 
-def _import() -> None:
+def _import(names: tuple[str, ...]) -> None:
     step_back(READ_AHEAD)
-    for name in ("dask.array", "tiffslide", *_FOR_LABELS):
+    for name in names:
         with contextlib.suppress(ImportError):  # whoever needs it will say so
             importlib.import_module(name)

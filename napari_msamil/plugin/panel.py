@@ -11,7 +11,7 @@ from qtpy.QtWidgets import QScrollArea, QVBoxLayout, QWidget
 
 from napari_msamil.errors import MsamilError
 from napari_msamil.plugin import compat
-from napari_msamil.plugin.background import import_ahead
+from napari_msamil.plugin.background import FOR_RESULTS, FOR_SLIDES, import_ahead
 from napari_msamil.plugin.form import Form
 from napari_msamil.plugin.inputs import leave_the_wheel_to
 from napari_msamil.plugin.layers import mark_view, remove_orphans
@@ -65,7 +65,7 @@ class MilPanel(QScrollArea):
         self._lay_out()
         self._connect()
         self._update()
-        import_ahead()
+        import_ahead(FOR_SLIDES)
 
     def _lay_out(self) -> None:
         self.setWidgetResizable(True)
@@ -184,6 +184,7 @@ class MilPanel(QScrollArea):
         self.run_view.begin()
         self._update()
         run.start()
+        import_ahead(FOR_RESULTS)
 
     def _classify_the_readable(self) -> None:
         self.classify(leave_out_unreadable=True)
