@@ -177,8 +177,8 @@ def show(
 ) -> list[napari.layers.Layer]:
     """Lay a result on its slide, in place of an earlier one; the camera stays where it is.
 
-    Layers of an earlier result of the same scales are filled anew, and stay as the user shows them: at each removal of a
-    layer napari collects garbage, which holds the window.
+    Layers of an earlier result of the same scales are filled anew, and stay as the user shows them: at each removal
+    of a layer napari collects garbage, which holds the window.
 
     Returns:
         The layers: heatmaps, coarsest first, then the lesion mask, then the patches with most attention.
