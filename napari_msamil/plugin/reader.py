@@ -36,8 +36,9 @@ def read_slide(path: str | Path) -> list[LayerData]:
     Raises:
         SlideError: the file looked or was named like a slide but cannot be read; napari shows the reason.
     """
+    described = layer_data(path)
     viewer = napari.current_viewer()
     if viewer is not None:
         watch(viewer)
         compat.overlay(viewer, "scale_bar").visible = True
-    return [layer_data(path)]
+    return [described]

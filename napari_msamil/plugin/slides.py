@@ -11,6 +11,7 @@ from napari.layers import Labels, Points, Shapes
 from napari.utils.notifications import show_error
 from napari.utils.transforms import Affine
 
+from napari_msamil.plugin.background import use_units
 from napari_msamil.plugin.compat import camera, forget_deleted_programs
 from napari_msamil.plugin.prefetch import Prefetcher
 from napari_msamil.slide.pyramid import BlockCache, ViewPyramid
@@ -91,6 +92,7 @@ def layer_data(path: str | Path, mpp: float | None = None) -> LayerData:
         SlideError: the file is not a slide that can be read.
     """
     slide = open_slide(path, mpp)
+    use_units()
     pyramid = ViewPyramid(slide, cache=CACHE)
     mpp_x, mpp_y = slide.mpp or (1.0, 1.0)
     unit = "pixel" if slide.mpp is None else "um"
