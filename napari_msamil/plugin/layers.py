@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from napari_msamil.plugin.compat import overlay
+from napari_msamil.plugin.compat import overlay, remove
 from napari_msamil.plugin.outlines import fit_outlines, outline_top, top_colours, top_widths
 from napari_msamil.plugin.slides import HEATMAP, KEY, LESION, TOP, result_layers, slide_layers, tag
 
@@ -264,8 +264,7 @@ def _keep_marked(viewer: napari.viewer.Viewer, added: list[napari.layers.Layer])
 
 def remove_result(viewer: napari.viewer.Viewer, slide_id: str) -> None:
     """Take the layers of a slide's result away, if there are any."""
-    for layer in result_layers(viewer, slide_id):
-        viewer.layers.remove(layer)
+    remove(viewer, result_layers(viewer, slide_id))
 
 
 def remove_orphans(viewer: napari.viewer.Viewer) -> None:
@@ -274,8 +273,7 @@ def remove_orphans(viewer: napari.viewer.Viewer) -> None:
     What was drawn with napari's own buttons is the user's, and stays.
     """
     slides = {tag(a)["slide"] for a in slide_layers(viewer)}
-    for layer in [a for a in viewer.layers if tag(a).get("slide", "") not in {"", *slides} and "own" not in tag(a)]:
-        viewer.layers.remove(layer)
+    remove(viewer, [a for a in viewer.layers if tag(a).get("slide", "") not in {"", *slides} and "own" not in tag(a)])
 
 
 def show_scale(viewer: napari.viewer.Viewer, slide_id: str, name: str | None) -> None:
