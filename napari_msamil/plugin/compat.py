@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Sequence
 
     import napari.viewer
 
@@ -27,18 +29,30 @@ def overlay(viewer: napari.viewer.Viewer, name: str) -> Any:
 
 def fit(viewer: napari.viewer.Viewer, layer: Any) -> None:
     """Show the whole of one layer; napari 0.7.0 can only fit to everything."""
+    canvas = getattr(viewer, "canvas", None)
+    stacked = layer.ndim < viewer.dims.ndim  # another layer is: napari raises an IndexError
+    if stacked and canvas is not None and viewer.dims.ndisplay == 2:
+        low, high = layer.extent.world
+        zoom = 0.95 * float(np.min(np.array(canvas.size) / _on_screen(viewer, high - low)))
+        look_at(viewer, (low + high) / 2, zoom)
+        return
     try:
         viewer.fit_to_view(layers=[layer])
-    except TypeError:
+    except (IndexError, TypeError):
         viewer.fit_to_view()
 
 
-def look_at(viewer: napari.viewer.Viewer, place: tuple[float, ...], zoom: float) -> None:
+def look_at(viewer: napari.viewer.Viewer, place: Sequence[float], zoom: float) -> None:
     """Centre a place, given in world coordinates along the last axes, whichever axes lie along the screen."""
-    first = viewer.dims.ndim - len(place)
     view = camera(viewer)
-    view.center = tuple(place[axis - first] for axis in viewer.dims.displayed if axis >= first)
+    view.center = _on_screen(viewer, place)
     view.zoom = zoom
+
+
+def _on_screen(viewer: napari.viewer.Viewer, along: Sequence[float]) -> tuple[float, ...]:
+    """Of what is given along the last axes, that along the displayed ones, in their order."""
+    first = viewer.dims.ndim - len(along)
+    return tuple(along[axis - first] for axis in viewer.dims.displayed if axis >= first)
 
 
 def remove(viewer: napari.viewer.Viewer, layers: Collection[Any]) -> None:

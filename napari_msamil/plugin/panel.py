@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 
     from napari_msamil.inference.classify import Progress
     from napari_msamil.inference.prediction import Prediction
+
+logger = logging.getLogger(__name__)
 
 
 class MilPanel(QScrollArea):
@@ -205,10 +208,14 @@ class MilPanel(QScrollArea):
     def _on_success(self, prediction: Prediction) -> None:
         layer, model = self._run_layer, self._run.request.model  # type: ignore[union-attr]
         self._end_run()
-        self.results.add(layer, prediction, model)
+        said = "" if self.form.layer == layer else f"{layer.name} is classified: choose it under 1 to see the result."
+        try:
+            self.results.add(layer, prediction, model)
+        except Exception as error:  # whatever else is in the viewer, an hour's work is not lost
+            logger.exception("the result could not be laid on %s", layer.name)
+            said = f"The result could not be drawn on the slide ({type(error).__name__}: {error}). It can be saved."
         self._stage.hide_waiting()
-        elsewhere = self.form.layer != layer  # who looks at another slide is not taken away from it
-        self.run_view.say(f"{layer.name} is classified: choose it under 1 to see the result." if elsewhere else "")
+        self.run_view.say(said)  # who looks at another slide is not taken away from it
         self._update()
 
     def _on_unreadable(self, message: str) -> None:

@@ -86,6 +86,6 @@ def _outline(corners: NDArray[np.float64], kind: str) -> NDArray[np.float64] | N
 def _level0(
     ring: NDArray[np.float64], shapes: napari.layers.Shapes, slide_layer: napari.layers.Image
 ) -> NDArray[np.float64]:
-    points = [slide_layer.world_to_data(shapes.data_to_world(point[-2:])) for point in ring]
+    points = [slide_layer.world_to_data(shapes.data_to_world(point)[-2:]) for point in ring]
     # napari counts from the centre of the first pixel, regions from its corner.
     return np.asarray(points)[:, ::-1] + 0.5

@@ -83,6 +83,7 @@ class Results(QObject):
         """Notice when the user chooses other colours for a slide's heatmaps."""
         for heatmap in result_layers(self._viewer, tag(layer)["slide"], HEATMAP):
             heatmap.events.colormap.connect(self._explain_colours)
+            heatmap.events.gamma.connect(self._explain_colours)
             heatmap.events.contrast_limits.connect(self._explain_colours)
 
     def forget(self, layer: napari.layers.Layer) -> None:
@@ -197,7 +198,7 @@ class Results(QObject):
     def _explain_colours(self, event: Any = None) -> None:
         """Show what colours stand for in the heatmap that is seen, also where the user chose others."""
         for layer in sorted(self._maps(), key=lambda a: bool(a.visible))[-1:]:
-            colours = layer.colormap.map(np.linspace(0, 1, 256))[:, :3]
+            colours = layer.colormap.map(np.linspace(0, 1, 256) ** layer.gamma)[:, :3]
             self._view.set_colours((255 * colours).round().astype(np.uint8), tuple(layer.contrast_limits))
 
     def _show_scale(self, name: str) -> None:

@@ -7,9 +7,10 @@ import uuid
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from napari.layers import Labels, Points, Shapes
+from napari.layers import Image, Labels, Points, Shapes
 from napari.utils.notifications import show_error
 from napari.utils.transforms import Affine
+from qtpy.QtCore import QTimer
 
 from napari_msamil.plugin.background import use_units
 from napari_msamil.plugin.compat import camera, forget_deleted_programs
@@ -30,8 +31,9 @@ logger = logging.getLogger(__name__)
 
 KEY = "msamil"
 SLIDE, LESION, HEATMAP, TOP, REGION = "slide", "lesion", "heatmap", "top patches", "region"
-COPY, ANNOTATION = "copy", "annotation"  # of a part of a result; what the user draws with napari's own buttons
+COPY, ANNOTATION = "copy", "annotation"  # made of ours by napari's commands; drawn on layers of napari's own buttons
 PLACEHOLDER = "placeholder"  # of the sample slide, while it is drawn
+_KINDS = {SLIDE: Image, LESION: Labels, HEATMAP: Image, TOP: Shapes}
 
 # One budget for the process, whatever the number of slides: a view of a large screen and its surroundings
 # take about 100 MB. napari's own cache (25 % of memory, never given back, not thread-safe) is not used.
@@ -61,7 +63,7 @@ def result_layers(viewer: napari.viewer.Viewer, slide_id: str, role: str | None 
 
 
 def slide_of(layer: napari.layers.Layer) -> Slide:
-    """The open slide behind a slide layer."""
+    """The open slide behind a slide layer, or behind one of the channels that it was split into."""
     pyramid: ViewPyramid = tag(layer)["pyramid"]
     return pyramid.slide
 
@@ -203,25 +205,38 @@ def _attend(event: Any) -> None:
 
 
 def _adopt(inserted: Any, layers: Any) -> None:
-    """Mark what napari's own buttons made: an empty layer to draw on belongs to the slide that is seen, and stays the
-    user's own when that is removed; a copy of a part of a result is none of the next result's.
+    """Mark what napari's own buttons and commands made.
+
+    An empty layer to draw on belongs to the slide that is seen, and stays the user's own when that is removed. A copy
+    of a part of a result is none of the next result's. What was made of one of our layers and is of another kind, as
+    the channels that "Split RGB" makes of a slide, is not what that was.
     """
     mark = tag(inserted)
+    role = mark.get("role", "")
     seen = [slide for slide in _slides(layers) if slide.visible]
     if not mark and _to_draw_on(inserted) and len(seen) == 1:
-        role = REGION if isinstance(inserted, Shapes) else ANNOTATION
-        inserted.metadata[KEY] = {"role": role, "slide": tag(seen[0])["slide"], "own": True}
-    elif mark.get("role") in (LESION, HEATMAP, TOP):
+        drawn = REGION if isinstance(inserted, Shapes) else ANNOTATION
+        inserted.metadata[KEY] = {"role": drawn, "slide": tag(seen[0])["slide"], "own": True}
+    elif role in _KINDS and not _is_a(role, inserted):
+        kept = {"pyramid"} if role == SLIDE else {"slide"} if inserted.ndim == 2 else set()
+        inserted.metadata[KEY] = {"role": COPY, **{name: mark[name] for name in kept}}
+    elif role in (LESION, HEATMAP, TOP):
         part = [mark.get(name) for name in ("slide", "role", "scale")]
         twins = [a for a in layers if a is not inserted and [tag(a).get(n) for n in ("slide", "role", "scale")] == part]
         if twins:
             inserted.metadata[KEY] = {"role": COPY, "slide": mark["slide"]}
 
 
+def _is_a(role: str, layer: Any) -> bool:
+    return isinstance(layer, _KINDS[role]) and layer.ndim == 2 and (role != SLIDE or layer.rgb)
+
+
 def _to_draw_on(layer: Any) -> bool:
-    """Whether a layer is still empty; of a large array of labels a part is looked at."""
+    """Whether a layer can lie on a slide and is still empty; of a large array of labels a part is looked at."""
+    if layer.ndim != 2:
+        return False
     if isinstance(layer, Labels):
-        return layer.ndim == 2 and isinstance(layer.data, np.ndarray) and not layer.data[::64, ::64].any()
+        return isinstance(layer.data, np.ndarray) and not layer.data[::64, ::64].any()
     return isinstance(layer, (Shapes, Points)) and not len(layer.data)
 
 
@@ -243,12 +258,17 @@ def _keep_together(event: Any) -> None:
 
 
 def _release(event: Any) -> None:
-    layer = event.value
-    if tag(layer).get("role") != SLIDE:
-        return
-    tag(layer)["prefetcher"].stop()
-    slide = slide_of(layer)
-    others = [slide_of(other) for other in _slides(event.source)]
+    layer, layers = event.value, event.source
+    if tag(layer).get("role") == SLIDE:
+        tag(layer)["prefetcher"].stop()
+    if "pyramid" in tag(layer):
+        slide = slide_of(layer)
+        # Not at once: "Split RGB" removes the slide before it adds the channels, which are read from the same file.
+        QTimer.singleShot(0, lambda: _close_unused(slide, layers))
+
+
+def _close_unused(slide: Slide, layers: Any) -> None:
+    others = [slide_of(other) for other in layers if "pyramid" in tag(other)]
     if all(other is not slide for other in others):
         slide.close()
     if all(other.uid != slide.uid for other in others):  # the cache is shared by all that show the same file

@@ -111,8 +111,10 @@ class Stage(QObject):
         if self._chosen is None or self._chosen not in self._viewer.layers:
             return
         self._fitting = True
-        compat.fit(self._viewer, self._chosen)
-        self._fitting = False
+        try:
+            compat.fit(self._viewer, self._chosen)
+        finally:
+            self._fitting = False
         self._whole = self._view()
 
     def _go_to(self, view: tuple[float, ...]) -> None:

@@ -295,12 +295,13 @@ def test_calibrating_one_slide_leaves_what_lies_on_another(viewer: Any, bare_fil
         assert layer.scale == pytest.approx([1.0, 1.0])
 
 
-def test_removing_a_slide_gives_its_memory_and_its_file_back(viewer: Any, slide_layer: Image) -> None:
+def test_removing_a_slide_gives_its_memory_and_its_file_back(viewer: Any, slide_layer: Image, qapp: Any) -> None:
     slide = slides.slide_of(slide_layer)
     slides.CACHE.clear()
     np.asarray(slide_layer.data[0][:50, :50])
     assert slides.CACHE.nbytes > 0
     viewer.layers.remove(slide_layer)
+    qapp.processEvents()
     assert slides.CACHE.nbytes == 0
     with pytest.raises(Exception, match="closed"):
         slide.read_level(0, 0, 0, 5, 5)
@@ -348,23 +349,25 @@ def duplicate(viewer: Any, layer: Any) -> Any:
 
 
 def test_removing_a_copy_leaves_the_original_readable_and_its_result_in_place(
-    viewer: Any, slide_layer: Image, prediction: Prediction
+    viewer: Any, slide_layer: Image, prediction: Prediction, qapp: Any
 ) -> None:
     shown = layers.show(viewer, slide_layer, prediction)
     copy = duplicate(viewer, slide_layer)
     assert slides.tag(copy)["slide"] != slides.tag(slide_layer)["slide"]
     assert slides.result_layers(viewer, slides.tag(copy)["slide"]) == []
     viewer.layers.remove(copy)
+    qapp.processEvents()
     slides.CACHE.clear()
     assert np.array_equal(
         np.asarray(slide_layer.data[0][:50, :60]), slides.slide_of(slide_layer).read_level(0, 0, 0, 60, 50)
     )
     assert slides.result_layers(viewer, slides.tag(slide_layer)["slide"]) == shown
     viewer.layers.remove(slide_layer)
+    qapp.processEvents()
     assert slides.CACHE.nbytes == 0
 
 
-def test_a_file_opened_twice_is_calibrated_and_closed_once_at_a_time(viewer: Any, bare_file: Path) -> None:
+def test_a_file_opened_twice_is_calibrated_and_closed_once_at_a_time(viewer: Any, bare_file: Path, qapp: Any) -> None:
     slides.watch(viewer)
     first, second = (
         viewer.add_image(data, **keywords) for data, keywords, _ in map(slides.layer_data, [bare_file] * 2)
@@ -373,6 +376,7 @@ def test_a_file_opened_twice_is_calibrated_and_closed_once_at_a_time(viewer: Any
     assert first.scale == pytest.approx([1.0, 1.0])
     assert slides.mpp_of(first) is None
     viewer.layers.remove(second)
+    qapp.processEvents()
     assert slides.slide_of(first).read_level(0, 0, 0, 5, 5).shape == (5, 5, 3)
     with pytest.raises(Exception, match="closed"):
         slides.slide_of(second).read_level(0, 0, 0, 5, 5)

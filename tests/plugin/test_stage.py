@@ -94,6 +94,20 @@ def test_home_shows_the_chosen_slide_and_not_what_is_hidden(
     assert share_of_canvas(viewer) < 0.5, "who looks at both sees both"
 
 
+@pytest.mark.filterwarnings("ignore:Inconsistent units")
+def test_a_stack_beside_the_slide_leaves_all_of_the_slide_in_sight(
+    docked: tuple[Any, MilPanel], wide: Path, qtbot: Any
+) -> None:
+    viewer, panel = docked
+    panel.open_slide(wide)
+    wait_for_all_of_it(viewer, qtbot)
+    viewer.add_image(np.zeros((5, 80, 60), np.uint8))
+    viewer.reset_view()
+    wait_for_all_of_it(viewer, qtbot)
+    resize(viewer, 1000, qtbot)
+    wait_for_all_of_it(viewer, qtbot)
+
+
 @pytest.mark.parametrize("moved", [False, True])
 def test_a_panel_that_comes_later_hides_nothing_and_moves_nothing(
     make_napari_viewer: Any, wide: Path, qtbot: Any, moved: bool
