@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, get_args
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
+import tifffile
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -119,3 +122,51 @@ def colour(array: NDArray[np.float32], limits: tuple[float, float]) -> NDArray[n
     rgb = np.stack([np.interp(t, places, _RAMP[:, c]) for c in range(3)], axis=-1)
     alpha = np.where(np.isfinite(array), 255, 0)
     return np.dstack([rgb, alpha]).round().astype(np.uint8)
+
+
+def write_heatmap(heatmap: Heatmap, mpp: tuple[float, float], path: Path) -> None:
+    """Write a heatmap as float32 TIFF, a pixel per patch cell, with its µm per pixel and its place on the slide.
+
+    Args:
+        heatmap: NaN is "not looked at".
+        mpp: µm per level-0 px of its slide, (x, y).
+        path: the file.
+    """
+    cell_um = [d * m for d, m in zip(heatmap.downsample, mpp, strict=True)]
+    place = {
+        "origin_level0_px": heatmap.origin,
+        "downsample": heatmap.downsample,
+        "mpp": cell_um,
+        "scale": heatmap.name,
+        "values": heatmap.values,
+    }
+    tifffile.imwrite(
+        path,
+        np.ascontiguousarray(heatmap.array),
+        photometric="minisblack",
+        resolution=(1e4 / cell_um[0], 1e4 / cell_um[1]),
+        resolutionunit="CENTIMETER",
+        description=json.dumps(place),
+        metadata=None,
+    )
+
+
+def read_heatmap(path: str | Path) -> tuple[NDArray[np.float32], dict[str, Any]] | None:
+    """A heatmap that `write_heatmap` wrote; None, within milliseconds, for any other file and for a damaged one.
+
+    Returns:
+        (rows, columns) float32, NaN where nothing was looked at, and its place: "origin_level0_px" of its top-left
+        corner, "downsample" (level-0 px per cell) and "mpp" (µm per cell), each (x, y); "scale" and "values".
+    """
+    try:
+        with Path(path).open("rb") as file:
+            if b'"origin_level0_px"' not in file.read(4096):
+                return None
+        with tifffile.TiffFile(path) as tif:
+            place = json.loads(tif.pages.first.description)
+            array = tif.pages.first.asarray()
+        pairs = np.array([place[name] for name in ("origin_level0_px", "downsample", "mpp")], float)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, tifffile.TiffFileError):
+        return None
+    fits = pairs.shape == (3, 2) and np.isfinite(pairs).all() and (pairs[1:] > 0).all()
+    return (array, place) if fits and array.ndim == 2 else None

@@ -9,17 +9,14 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-import tifffile
-
 from napari_msamil.errors import MsamilError, ResultExistsError
 from napari_msamil.inference.geojson import mask_feature_collection
+from napari_msamil.inference.heatmap import write_heatmap
 from napari_msamil.inference.overview import draw_overview
 from napari_msamil.inference.prediction import LESION_RGB
 from napari_msamil.slide.slide import open_slide
 
 if TYPE_CHECKING:
-    from napari_msamil.inference.heatmap import Heatmap
     from napari_msamil.inference.prediction import Prediction
 
 SUMMARY = "prediction.json"
@@ -98,7 +95,7 @@ def _write_files(prediction: Prediction, folder: Path) -> None:
     (folder / "lesion.geojson").write_text(json.dumps(outline), encoding="utf-8")
     for index in range(len(prediction.table.scales)):
         heatmap = prediction.heatmap(index, values="attention")
-        _write_heatmap(heatmap, prediction, folder / f"attention_{heatmap.name}.tif")
+        write_heatmap(heatmap, prediction.mpp, folder / f"attention_{heatmap.name}.tif")
     with open_slide(prediction.slide_path, prediction.mpp) as slide:
         draw_overview(prediction, slide).save(folder / "overview.png")
     text = json.dumps(prediction.summary(), indent=2, ensure_ascii=False)
@@ -121,24 +118,3 @@ def _write_patches(prediction: Prediction, path: Path) -> None:
                 f"{table.tissue[row]:.4f}", f"{table.lesion[row]:.4f}",
                 "" if failed else f"{prediction.attention[row]:.6g}", "read_error" if failed else "ok",
             ])  # fmt: skip
-
-
-def _write_heatmap(heatmap: Heatmap, prediction: Prediction, path: Path) -> None:
-    """Attention as float32 TIFF, one pixel per patch cell, with its µm per pixel and place; NaN is "not looked at"."""
-    cell_um = [d * m for d, m in zip(heatmap.downsample, prediction.mpp, strict=True)]
-    place = {
-        "origin_level0_px": heatmap.origin,
-        "downsample": heatmap.downsample,
-        "mpp": cell_um,
-        "scale": heatmap.name,
-        "values": heatmap.values,
-    }
-    tifffile.imwrite(
-        path,
-        np.ascontiguousarray(heatmap.array),
-        photometric="minisblack",
-        resolution=(1e4 / cell_um[0], 1e4 / cell_um[1]),
-        resolutionunit="CENTIMETER",
-        description=json.dumps(place),
-        metadata=None,
-    )

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from napari_msamil.inference.heatmap import read_heatmap
+from napari_msamil.inference.prediction import LESION_RGB, RESEARCH_USE
 from napari_msamil.plugin.compat import overlay, remove
 from napari_msamil.plugin.outlines import fit_outlines, outline_top, top_colours, top_widths
 from napari_msamil.plugin.slides import HEATMAP, KEY, LESION, TOP, result_layers, slide_layers, tag
@@ -20,8 +23,6 @@ if TYPE_CHECKING:
     from napari_msamil.inference.heatmap import Values
     from napari_msamil.inference.prediction import Prediction
     from napari_msamil.plugin.slides import LayerData
-
-from napari_msamil.inference.prediction import LESION_RGB, RESEARCH_USE
 
 COLORMAP = "viridis"  # perceptual, and unlike the pinks and violets of H&E
 LESION_COLOUR = (*(value / 255 for value in LESION_RGB), 1.0)
@@ -118,6 +119,33 @@ def _heatmap(
         },
     }
     return heatmap.array, keywords, "image"
+
+
+def from_file(path: str | Path) -> LayerData | None:
+    """Describe the layer of a heatmap that was saved with a result, in µm from the corner of its slide, which it lies
+    on when that is open too and has its pixel size; None for any other file.
+    """
+    found = read_heatmap(path)
+    if found is None:
+        return None
+    array, where = found
+    cell, downsample, origin = (np.array(where[name])[::-1] for name in ("mpp", "downsample", "origin_level0_px"))
+    keywords = {
+        "name": f"{Path(path).parent.name} | saved attention {where.get('scale', '')}",
+        "scale": cell,
+        "translate": cell / downsample * (origin + (downsample - 1) / 2),  # see `place`
+        "units": ("um", "um"),
+        "axis_labels": ("y", "x"),
+        "rgb": False,
+        "multiscale": False,
+        "colormap": COLORMAP,
+        "contrast_limits": (0.0, float(np.nanmax(array, initial=0.0)) or 1.0),
+        "interpolation2d": "nearest",
+        "interpolation3d": "nearest",
+        "opacity": 0.5,
+        "blending": "translucent_no_depth",
+    }
+    return array, keywords, "image"
 
 
 def why_empty(prediction: Prediction, scale: int) -> str:

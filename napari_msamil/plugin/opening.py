@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from napari.layers import Layer
 from napari.qt.threading import create_worker
 from napari.utils.notifications import show_error
 from qtpy.QtCore import QObject, QSettings, Signal
@@ -13,6 +14,7 @@ from qtpy.QtWidgets import QFileDialog, QWidget
 
 from napari_msamil.errors import MsamilError
 from napari_msamil.plugin import compat
+from napari_msamil.plugin.layers import from_file
 from napari_msamil.plugin.slides import layer_data, slide_in, slide_layers
 from napari_msamil.slide.detect import SLIDE_SUFFIXES
 
@@ -52,6 +54,9 @@ class Opener(QObject):
         self, path: str | Path, mpp: float | None = None, *, then: Callable[[], None] | None = None
     ) -> napari.layers.Image | None:
         """Open one file; see `MilPanel.open_slide`."""
+        if (saved := from_file(path)) is not None:
+            self._viewer.add_layer(Layer.create(*saved))
+            return None
         try:
             described = layer_data(path, mpp)
         except MsamilError as error:

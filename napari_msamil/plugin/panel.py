@@ -74,7 +74,6 @@ class MilPanel(QScrollArea):
         self.setWidgetResizable(True)
         self.setFrameShape(QScrollArea.Shape.NoFrame)
         self.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
-        self.setMinimumWidth(320)
         self.setAcceptDrops(True)
         inner = QWidget()
         column = QVBoxLayout(inner)
@@ -82,7 +81,19 @@ class MilPanel(QScrollArea):
             column.addWidget(step)
         column.addStretch(1)
         self.setWidget(inner)
+        self._make_room()
         leave_the_wheel_to(inner)
+
+    def _make_room(self) -> None:
+        """Be as wide as the steps need in the font that napari is set to: nobody misses what is cut off."""
+        beside = self.verticalScrollBar().sizeHint().width() + 4
+        self.setMinimumWidth(max(320, self.widget().minimumSizeHint().width() + beside))
+
+    def eventFilter(self, watched: Any, event: Any) -> bool:  # noqa: N802
+        """Notice that the steps need another width; Qt asks for all that happens to the widget that is scrolled."""
+        if watched is self.widget() and event.type() == QEvent.Type.LayoutRequest:
+            self._make_room()
+        return bool(super().eventFilter(watched, event))
 
     def _connect(self) -> None:
         self.form.changed.connect(self._update)

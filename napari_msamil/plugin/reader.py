@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import napari
 
 from napari_msamil.plugin import compat
+from napari_msamil.plugin.layers import from_file
 from napari_msamil.plugin.slides import layer_data, watch
 from napari_msamil.slide.detect import SCANNER_SUFFIXES
 from napari_msamil.slide.slide import is_slide_file
@@ -26,6 +27,8 @@ def get_reader(path: str | Path | list[str]) -> Callable[[str | Path], list[Laye
     """
     if not isinstance(path, (str, Path)):
         return None
+    if (saved := from_file(path)) is not None:
+        return lambda path: [saved]
     named = Path(path).suffix.lower() in SCANNER_SUFFIXES
     return read_slide if named or is_slide_file(path) else None
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from magicgui.widgets import ComboBox, FloatSlider, PushButton
-from qtpy.QtCore import Qt, Signal
+from qtpy.QtCore import QEvent, Qt, QTimer, Signal
 from qtpy.QtGui import QImage, QPixmap
 from qtpy.QtWidgets import QGridLayout, QHBoxLayout, QLabel, QProgressBar, QVBoxLayout, QWidget
 
@@ -53,7 +53,6 @@ class ResultView(QWidget):
         )
         self.notice = QLabel()
         self.notice.setWordWrap(True)
-        self.notice.setStyleSheet("font-size: 9pt;")
         self.warning = QLabel()
         self.warning.setWordWrap(True)
         self.facts = QLabel()
@@ -132,6 +131,19 @@ class ResultView(QWidget):
         column.addLayout(maps)
         column.addWidget(self.facts)
 
+    def changeEvent(self, event: Any) -> None:  # noqa: N802
+        """Let the answer stay larger than the rest where napari is set to another size of letters."""
+        super().changeEvent(event)
+        if event.type() == QEvent.Type.StyleChange:
+            QTimer.singleShot(0, self._style_texts)  # the letters have their new size then
+
+    def _style_texts(self) -> None:
+        points = self.facts.font().pointSizeF()
+        colour = f" color: {FAINT};" if self._shown is not None and self._shown.weak else ""
+        # as styles, since napari's own overrules a font
+        self.headline.setStyleSheet(f"font-size: {round(1.3 * points)}pt; font-weight: bold;{colour}")
+        self.notice.setStyleSheet(f"font-size: {round(0.9 * points)}pt;")
+
     def say(self, text: str, error: bool = False) -> None:
         """What became of saving; nothing is said of another result."""
         self.answer.setText(text)
@@ -189,8 +201,7 @@ class ResultView(QWidget):
             self.say("")
         lines = [f"{name}  {percent(probability)}".replace(" %", "\u00a0%") for name, probability in prediction.found]
         self.headline.setText("\n".join(lines) or prediction.headline)
-        colour = f" color: {FAINT};" if prediction.weak else ""
-        self.headline.setStyleSheet(f"font-size: 13pt; font-weight: bold;{colour}")  # napari's style overrules a font
+        self._style_texts()
         self.weak.setText(f"⚠ Weak evidence: {prediction.weak}")
         self.weak.setVisible(bool(prediction.weak))
         use = prediction.intended_use

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from napari_msamil.inference.heatmap import colour, express, rasterize
+from napari_msamil.inference.heatmap import Heatmap, colour, express, rasterize, read_heatmap, write_heatmap
 from napari_msamil.patches.grid import PatchTable, Scale, build_table
 
 
@@ -73,3 +75,22 @@ def test_colours_rise_with_the_value_and_nan_is_transparent() -> None:
     rgba = colour(np.array([[0.0, 0.5, 1.0, np.nan]], np.float32), (0.0, 1.0))
     assert np.all(np.diff(rgba[0, :3, :3].astype(int).sum(axis=1)) > 0)
     assert rgba[0, :, 3].tolist() == [255, 255, 255, 0]
+
+
+def test_a_written_heatmap_is_read_back_and_no_other_file_is_taken_for_one(tmp_path: Path) -> None:
+    array = np.array([[np.nan, 0.25], [0.5, 0.0]], np.float32)
+    path = tmp_path / "map.tif"
+    write_heatmap(Heatmap(array, (448.0, 448.0), (896.0, 0.0), "10x", 1.0, "attention"), (0.5, 0.25), path)
+    found = read_heatmap(path)
+    assert found is not None
+    assert np.array_equal(found[0], array, equal_nan=True)
+    assert found[1]["mpp"] == [224.0, 112.0]
+    assert found[1]["origin_level0_px"] == [896.0, 0.0]
+    whole = path.read_bytes()
+    other = tmp_path / "other.tif"
+    for content in (b"", b"II*\0", whole[: len(whole) // 2], whole.replace(b'"downsample"', b'"downsimple"'),
+                    whole.replace(b"[448.0, 448.0]", b"[448.0,   0.0]"), b'"origin_level0_px"'):  # fmt: skip
+        other.write_bytes(content)
+        assert read_heatmap(other) is None
+    assert read_heatmap(tmp_path / "absent.tif") is None
+    assert read_heatmap(tmp_path) is None

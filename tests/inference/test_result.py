@@ -100,7 +100,7 @@ def test_a_failure_half_way_leaves_neither_a_new_folder_nor_harms_the_old(
     def full_disk(*args: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(result, "_write_heatmap", full_disk)
+    monkeypatch.setattr(result, "write_heatmap", full_disk)
     with pytest.raises(MsamilError, match="No space left"):
         write_result(prediction, tmp_path, overwrite=True)
     assert (tmp_path / "square" / "prediction.json").read_bytes() == before

@@ -10,13 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 from napari.components import ViewerModel
-from napari.layers import Image, Labels
+from napari.layers import Image, Labels, Layer
 
 from napari_msamil.inference.classify import classify
 from napari_msamil.inference.geojson import Polygon
+from napari_msamil.inference.heatmap import write_heatmap
 from napari_msamil.inference.prediction import RESEARCH_USE, Prediction
 from napari_msamil.patches.grid import build_table
 from napari_msamil.plugin import compat, layers, regions, slides
+from napari_msamil.plugin.reader import get_reader
 
 
 @pytest.fixture(scope="module")
@@ -293,6 +295,25 @@ def test_calibrating_one_slide_leaves_what_lies_on_another(viewer: Any, bare_fil
     slides.calibrate(viewer, viewer.add_image(bare, **bare_words), 0.25)
     for layer in (other, region, marked):
         assert layer.scale == pytest.approx([1.0, 1.0])
+
+
+@pytest.mark.parametrize("scale", [0, 1, 2])
+def test_a_saved_heatmap_lies_where_it_lay(
+    viewer: Any, slide_layer: Image, prediction: Prediction, tmp_path: Path, scale: int
+) -> None:
+    heatmap = prediction.heatmap(scale, values="attention")
+    path = tmp_path / "slide" / "attention.tif"
+    path.parent.mkdir()
+    write_heatmap(heatmap, prediction.mpp, path)
+    described = layers.from_file(path)
+    assert described is not None
+    [described] = get_reader(path)(path)  # type: ignore[misc]
+    saved = viewer.add_layer(Layer.create(*described))
+    shown = next(a for a in layers.show(viewer, slide_layer, prediction) if slides.tag(a).get("scale") == heatmap.name)
+    assert np.array_equal(saved.data, heatmap.array, equal_nan=True)
+    assert saved.extent.world == pytest.approx(np.asarray(shown.extent.world), abs=1e-3)
+    assert [str(u) for u in saved.units] == ["micrometer"] * 2
+    assert saved.contrast_limits == pytest.approx(heatmap.limits)
 
 
 def test_removing_a_slide_gives_its_memory_and_its_file_back(viewer: Any, slide_layer: Image, qapp: Any) -> None:

@@ -254,6 +254,40 @@ def test_a_slide_that_cannot_be_read_at_all_offers_nothing_to_leave_out(
     assert not panel.run_view.offers_leave_out
 
 
+def test_a_saved_heatmap_is_opened_beside_its_slide(
+    panel: Any, viewer: Any, slide_file: Path, qtbot: Any, tmp_path: Path
+) -> None:
+    slide = panel.open_slide(slide_file)
+    run(panel, qtbot)
+    panel.results.save(tmp_path / "out")
+    saved = tmp_path / "out" / "square" / "attention_10x.tif"
+    qtbot.waitUntil(saved.is_file, timeout=SECONDS)
+    qtbot.waitUntil(lambda: panel.result_view.save.enabled, timeout=SECONDS)
+    panel.open_slide(saved)
+    assert layer_names(viewer)[-1] == "square | saved attention 10x"
+    assert panel.form.layer == slide
+    assert np.allclose(viewer.layers[-1].extent.world, viewer.layers["square | attention 10x"].extent.world)
+
+
+def test_larger_letters_cut_nothing_off_and_leave_the_answer_the_largest(make_napari_viewer: Any, qtbot: Any) -> None:
+    viewer = make_napari_viewer(show=True)  # of a hidden window Qt asks for no other layout
+    panel = MilPanel(viewer)
+    viewer.window.add_dock_widget(panel, area="right")
+    texts, headline = panel.result_view.facts, panel.result_view.headline
+
+    def fits() -> bool:
+        room = panel.minimumWidth() - panel.verticalScrollBar().sizeHint().width()
+        larger = headline.font().pointSize() > texts.font().pointSize()
+        return bool(larger and room >= panel.widget().minimumSizeHint().width())
+
+    for points, wide in ((18, True), (8, False)):
+        panel.window().setStyleSheet(f"QLabel, QPushButton, QComboBox {{ font-size: {points}pt; }}")
+        qtbot.waitUntil(lambda at=points: texts.font().pointSize() == at, timeout=10_000)
+        qtbot.waitUntil(fits, timeout=10_000)
+        qtbot.waitUntil(lambda at=wide: (panel.minimumWidth() > 320) == at, timeout=10_000)
+    panel.shut_down()
+
+
 def test_closing_the_dock_stops_the_run(panel: Any, viewer: Any, slide_file: Path, slow: Any, qtbot: Any) -> None:
     panel.open_slide(slide_file)
     panel.run_view.start.native.click()
