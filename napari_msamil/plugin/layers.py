@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from napari_msamil.inference.heatmap import read_heatmap
 from napari_msamil.inference.prediction import LESION_RGB, RESEARCH_USE
 from napari_msamil.plugin.compat import overlay, remove
 from napari_msamil.plugin.outlines import fit_outlines, outline_top, top_colours, top_widths
-from napari_msamil.plugin.slides import HEATMAP, KEY, LESION, TOP, result_layers, slide_layers, tag
+from napari_msamil.plugin.slides import HEATMAP, KEY, LESION, SAVED, TOP, result_layers, slide_layers, tag
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -30,6 +28,7 @@ TOP_COUNT = 10
 VALUE_NAMES = {
     "rank": "attention rank in this {} (0 lowest, 1 highest)",
     "relative": "attention relative to an average patch (1 = average)",
+    "attention": "saved attention (all patches of the {} together have 1)",
 }
 
 
@@ -119,33 +118,6 @@ def _heatmap(
         },
     }
     return heatmap.array, keywords, "image"
-
-
-def from_file(path: str | Path) -> LayerData | None:
-    """Describe the layer of a heatmap that was saved with a result, in µm from the corner of its slide, which it lies
-    on when that is open too and has its pixel size; None for any other file.
-    """
-    found = read_heatmap(path)
-    if found is None:
-        return None
-    array, where = found
-    cell, downsample, origin = (np.array(where[name])[::-1] for name in ("mpp", "downsample", "origin_level0_px"))
-    keywords = {
-        "name": f"{Path(path).parent.name} | saved attention {where.get('scale', '')}",
-        "scale": cell,
-        "translate": cell / downsample * (origin + (downsample - 1) / 2),  # see `place`
-        "units": ("um", "um"),
-        "axis_labels": ("y", "x"),
-        "rgb": False,
-        "multiscale": False,
-        "colormap": COLORMAP,
-        "contrast_limits": (0.0, float(np.nanmax(array, initial=0.0)) or 1.0),
-        "interpolation2d": "nearest",
-        "interpolation3d": "nearest",
-        "opacity": 0.5,
-        "blending": "translucent_no_depth",
-    }
-    return array, keywords, "image"
 
 
 def why_empty(prediction: Prediction, scale: int) -> str:
@@ -247,7 +219,7 @@ def _add(viewer: napari.viewer.Viewer, described: list[LayerData]) -> list[napar
     maps = [layer for layer in added if tag(layer)["role"] == HEATMAP]
     if len(maps) > 1:
         viewer.layers.link_layers(maps, ("opacity", "colormap"))
-    _keep_marked(viewer, added)
+    keep_marked(viewer, added)
     return added
 
 
@@ -271,7 +243,7 @@ def _refill(layer: Any, described: LayerData) -> None:
     layer.scale, layer.translate = keywords["scale"], keywords["translate"]
 
 
-def _keep_marked(viewer: napari.viewer.Viewer, added: list[napari.layers.Layer]) -> None:
+def keep_marked(viewer: napari.viewer.Viewer, added: list[napari.layers.Layer]) -> None:
     """Let the canvas text follow the eye icons of a result's layers and their removal, for as long as one is left."""
 
     def follow(event: Any = None) -> None:
@@ -329,8 +301,8 @@ def mark_view(viewer: napari.viewer.Viewer) -> None:
     The outlines of the patches with most attention follow the heatmap too.
     """
     outline_top(viewer)
-    shown = [a for a in viewer.layers if tag(a).get("role") in (LESION, HEATMAP) and a.visible]
-    maps = [a for a in shown if tag(a)["role"] == HEATMAP]
+    shown = [a for a in viewer.layers if tag(a).get("role") in (LESION, HEATMAP, SAVED) and a.visible]
+    maps = [a for a in shown if tag(a)["role"] != LESION]
     lines = [
         tag(a)["empty"] or f"{tag(a)['scale']}: {VALUE_NAMES[tag(a)['values']].format(tag(a)['of'])}" for a in maps[-1:]
     ]
@@ -340,7 +312,7 @@ def mark_view(viewer: napari.viewer.Viewer) -> None:
         weak = tag(shown[-1])["weak"]
         if len(slide_layers(viewer)) > 1:
             names = {tag(a)["slide"]: a.name for a in slide_layers(viewer)}
-            lines = [names.get(tag(shown[-1])["slide"], ""), *lines]
+            lines = [names.get(tag(shown[-1]).get("slide"), shown[-1].name), *lines]
         text.text = "\n".join([*lines, *([f"Weak evidence: {weak}"] if weak else []), RESEARCH_USE])
         text.position = "top_left"  # napari's own messages come up at the bottom
         text.font_size = 9

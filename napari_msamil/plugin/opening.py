@@ -14,7 +14,7 @@ from qtpy.QtWidgets import QFileDialog, QWidget
 
 from napari_msamil.errors import MsamilError
 from napari_msamil.plugin import compat
-from napari_msamil.plugin.layers import from_file
+from napari_msamil.plugin.saved import from_file, mark_when_added
 from napari_msamil.plugin.slides import layer_data, slide_in, slide_layers
 from napari_msamil.slide.detect import SLIDE_SUFFIXES
 
@@ -55,6 +55,7 @@ class Opener(QObject):
     ) -> napari.layers.Image | None:
         """Open one file; see `MilPanel.open_slide`."""
         if (saved := from_file(path)) is not None:
+            mark_when_added(self._viewer, saved)
             self._viewer.add_layer(Layer.create(*saved))
             return None
         try:

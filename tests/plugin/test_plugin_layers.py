@@ -17,7 +17,7 @@ from napari_msamil.inference.geojson import Polygon
 from napari_msamil.inference.heatmap import write_heatmap
 from napari_msamil.inference.prediction import RESEARCH_USE, Prediction
 from napari_msamil.patches.grid import build_table
-from napari_msamil.plugin import compat, layers, regions, slides
+from napari_msamil.plugin import compat, layers, regions, saved, slides
 from napari_msamil.plugin.reader import get_reader
 
 
@@ -305,15 +305,15 @@ def test_a_saved_heatmap_lies_where_it_lay(
     path = tmp_path / "slide" / "attention.tif"
     path.parent.mkdir()
     write_heatmap(heatmap, prediction.mpp, path)
-    described = layers.from_file(path)
+    described = saved.from_file(path)
     assert described is not None
     [described] = get_reader(path)(path)  # type: ignore[misc]
-    saved = viewer.add_layer(Layer.create(*described))
+    opened = viewer.add_layer(Layer.create(*described))
     shown = next(a for a in layers.show(viewer, slide_layer, prediction) if slides.tag(a).get("scale") == heatmap.name)
-    assert np.array_equal(saved.data, heatmap.array, equal_nan=True)
-    assert saved.extent.world == pytest.approx(np.asarray(shown.extent.world), abs=1e-3)
-    assert [str(u) for u in saved.units] == ["micrometer"] * 2
-    assert saved.contrast_limits == pytest.approx(heatmap.limits)
+    assert np.array_equal(opened.data, heatmap.array, equal_nan=True)
+    assert opened.extent.world == pytest.approx(np.asarray(shown.extent.world), abs=1e-3)
+    assert [str(u) for u in opened.units] == ["micrometer"] * 2
+    assert opened.contrast_limits == pytest.approx(heatmap.limits)
 
 
 def test_removing_a_slide_gives_its_memory_and_its_file_back(viewer: Any, slide_layer: Image, qapp: Any) -> None:

@@ -267,6 +267,17 @@ def test_a_saved_heatmap_is_opened_beside_its_slide(
     assert layer_names(viewer)[-1] == "square | saved attention 10x"
     assert panel.form.layer == slide
     assert np.allclose(viewer.layers[-1].extent.world, viewer.layers["square | attention 10x"].extent.world)
+    while len(viewer.layers) > 2:
+        viewer.layers.remove(viewer.layers[1])
+    text = compat.overlay(viewer, "text")
+    for shown in (True, False, True):
+        viewer.layers[-1].visible = shown
+        assert (RESEARCH_USE in text.text and "10x: saved attention" in text.text and text.visible) == shown
+    viewer.layers.remove(viewer.layers[-1])
+    assert RESEARCH_USE not in text.text
+    [opened] = viewer.open(saved, plugin="napari-msamil")  # without the panel's help
+    assert opened.name == "square | saved attention 10x"
+    assert RESEARCH_USE in text.text
 
 
 def test_larger_letters_cut_nothing_off_and_leave_the_answer_the_largest(make_napari_viewer: Any, qtbot: Any) -> None:
