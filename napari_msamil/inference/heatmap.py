@@ -124,13 +124,14 @@ def colour(array: NDArray[np.float32], limits: tuple[float, float]) -> NDArray[n
     return np.dstack([rgb, alpha]).round().astype(np.uint8)
 
 
-def write_heatmap(heatmap: Heatmap, mpp: tuple[float, float], path: Path) -> None:
+def write_heatmap(heatmap: Heatmap, mpp: tuple[float, float], path: Path, **about: Any) -> None:
     """Write a heatmap as float32 TIFF, a pixel per patch cell, with its µm per pixel and its place on the slide.
 
     Args:
         heatmap: NaN is "not looked at".
         mpp: µm per level-0 px of its slide, (x, y).
         path: the file.
+        about: what else its description tells, as JSON types.
     """
     cell_um = [d * m for d, m in zip(heatmap.downsample, mpp, strict=True)]
     place = {
@@ -139,6 +140,7 @@ def write_heatmap(heatmap: Heatmap, mpp: tuple[float, float], path: Path) -> Non
         "mpp": cell_um,
         "scale": heatmap.name,
         "values": heatmap.values,
+        **about,
     }
     tifffile.imwrite(
         path,
@@ -156,7 +158,8 @@ def read_heatmap(path: str | Path) -> tuple[NDArray[np.float32], dict[str, Any]]
 
     Returns:
         (rows, columns) float32, NaN where nothing was looked at, and its place: "origin_level0_px" of its top-left
-        corner, "downsample" (level-0 px per cell) and "mpp" (µm per cell), each (x, y); "scale" and "values".
+        corner, "downsample" (level-0 px per cell) and "mpp" (µm per cell), each (x, y); "scale", "values" and what it
+        was written with besides.
     """
     try:
         with Path(path).open("rb") as file:

@@ -13,7 +13,7 @@ from napari_msamil.errors import MsamilError, ResultExistsError
 from napari_msamil.inference.geojson import mask_feature_collection
 from napari_msamil.inference.heatmap import write_heatmap
 from napari_msamil.inference.overview import draw_overview
-from napari_msamil.inference.prediction import LESION_RGB
+from napari_msamil.inference.prediction import LESION_RGB, RESEARCH_USE
 from napari_msamil.slide.slide import open_slide
 
 if TYPE_CHECKING:
@@ -40,6 +40,17 @@ def check_free(folder: Path, *, overwrite: bool) -> None:
         raise ResultExistsError(f"{folder} is there already and is no result of ours: choose another folder.")
     if not overwrite:
         raise ResultExistsError(f"{folder} is there already: choose another folder, or say that it may be replaced.")
+
+
+def same_slide(folder: Path, prediction: Prediction) -> bool:
+    """Whether the result in a folder is of the same slide file as a prediction, by its name and sizes."""
+    facts = ("name", "file_bytes", "width_px", "height_px")
+    try:
+        earlier = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))["slide"]
+        found = [earlier[fact] for fact in facts]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    return found == [prediction.summary()["slide"][fact] for fact in facts]
 
 
 def write_result(prediction: Prediction, out_dir: str | Path, *, overwrite: bool = False) -> Path:
@@ -93,9 +104,16 @@ def _write_files(prediction: Prediction, folder: Path) -> None:
         prediction.lesion_mask, prediction.slide_size, label=prediction.lesion_label, rgb=LESION_RGB
     )
     (folder / "lesion.geojson").write_text(json.dumps(outline), encoding="utf-8")
+    about = {
+        "slide": prediction.slide_path.name,
+        "slide_px": prediction.slide_size,
+        "looked_at": prediction.looked_at,
+        "weak": prediction.weak,
+        "notice": RESEARCH_USE,
+    }
     for index in range(len(prediction.table.scales)):
         heatmap = prediction.heatmap(index, values="attention")
-        write_heatmap(heatmap, prediction.mpp, folder / f"attention_{heatmap.name}.tif")
+        write_heatmap(heatmap, prediction.mpp, folder / f"attention_{heatmap.name}.tif", **about)
     with open_slide(prediction.slide_path, prediction.mpp) as slide:
         draw_overview(prediction, slide).save(folder / "overview.png")
     text = json.dumps(prediction.summary(), indent=2, ensure_ascii=False)

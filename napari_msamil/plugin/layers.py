@@ -301,19 +301,18 @@ def mark_view(viewer: napari.viewer.Viewer) -> None:
     The outlines of the patches with most attention follow the heatmap too.
     """
     outline_top(viewer)
-    shown = [a for a in viewer.layers if tag(a).get("role") in (LESION, HEATMAP, SAVED) and a.visible]
-    maps = [a for a in shown if tag(a)["role"] != LESION]
-    lines = [
-        tag(a)["empty"] or f"{tag(a)['scale']}: {VALUE_NAMES[tag(a)['values']].format(tag(a)['of'])}" for a in maps[-1:]
-    ]
+    sources: dict[Any, Any] = {}  # the results that are seen: a heatmap of each, or else its mask
+    for layer in [a for a in viewer.layers if tag(a).get("role") in (LESION, HEATMAP, SAVED) and a.visible]:
+        source = layer if tag(layer)["role"] == SAVED else tag(layer)["slide"]
+        if source not in sources or tag(layer)["role"] != LESION:
+            sources[source] = layer
+    saved = any(tag(a)["role"] == SAVED for a in sources.values())
+    named = saved or len(slide_layers(viewer)) > 1
     text = overlay(viewer, "text")
     ours = RESEARCH_USE in text.text
-    if shown:
-        weak = tag(shown[-1])["weak"]
-        if len(slide_layers(viewer)) > 1:
-            names = {tag(a)["slide"]: a.name for a in slide_layers(viewer)}
-            lines = [names.get(tag(shown[-1]).get("slide"), shown[-1].name), *lines]
-        text.text = "\n".join([*lines, *([f"Weak evidence: {weak}"] if weak else []), RESEARCH_USE])
+    if sources:
+        lines = [line for layer in sources.values() for line in _captions(viewer, layer, named=named)]
+        text.text = "\n".join([*lines, RESEARCH_USE])
         text.position = "top_left"  # napari's own messages come up at the bottom
         text.font_size = 9
         text.box = True
@@ -321,3 +320,13 @@ def mark_view(viewer: napari.viewer.Viewer) -> None:
     elif ours:
         text.text = ""
         text.visible = False
+
+
+def _captions(viewer: napari.viewer.Viewer, layer: Any, *, named: bool) -> list[str]:
+    """What is said of one result by the layer of it that is seen: of which slide, what is shown, how weak it is."""
+    mark = tag(layer)
+    names = {tag(a)["slide"]: a.name for a in slide_layers(viewer)}
+    lines = [mark.get("name") or names.get(mark["slide"], "")] if named else []
+    if mark["role"] != LESION:
+        lines.append(mark["empty"] or f"{mark['scale']}: {VALUE_NAMES[mark['values']].format(mark['of'])}")
+    return [*lines, f"Weak evidence: {mark['weak']}"] if mark["weak"] else lines

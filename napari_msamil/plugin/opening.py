@@ -54,7 +54,7 @@ class Opener(QObject):
         self, path: str | Path, mpp: float | None = None, *, then: Callable[[], None] | None = None
     ) -> napari.layers.Image | None:
         """Open one file; see `MilPanel.open_slide`."""
-        if (saved := from_file(path)) is not None:
+        if (saved := from_file(path, self._viewer)) is not None:
             mark_when_added(self._viewer, saved)
             self._viewer.add_layer(Layer.create(*saved))
             return None

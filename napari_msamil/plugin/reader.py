@@ -28,7 +28,7 @@ def get_reader(path: str | Path | list[str]) -> Callable[[str | Path], list[Laye
     """
     if not isinstance(path, (str, Path)):
         return None
-    if (saved := from_file(path)) is not None:
+    if (saved := from_file(path, napari.current_viewer())) is not None:
         return lambda _: read_saved(saved)
     named = Path(path).suffix.lower() in SCANNER_SUFFIXES
     return read_slide if named or is_slide_file(path) else None

@@ -155,7 +155,7 @@ class Results(QObject):
         prediction = self._chosen()
         earlier = result_folder(prediction.slide_path, Path(folder))
         replace = (earlier / SUMMARY).is_file()
-        if replace and not may_replace(earlier, self._view):
+        if replace and not may_replace(earlier, prediction, self._view):
             self._view.say("Not saved: the earlier result stays.")
             return
         worker = create_worker(_write, prediction, folder, replace, _start_thread=False, _ignore_errors=True)
@@ -245,9 +245,12 @@ class Results(QObject):
         self._view.place.setText(text)
 
 
-def may_replace(folder: Path, parent: QWidget) -> bool:
-    """Ask the user whether a result that was saved earlier may be replaced."""
-    question = f"A result of {folder.name} is in this folder already.\n\nReplace it?"
+def may_replace(folder: Path, prediction: Prediction, parent: QWidget) -> bool:
+    """Ask the user whether a result that was saved earlier may be replaced, of another slide of this name perhaps."""
+    from napari_msamil.inference.result import same_slide
+
+    other = "" if same_slide(folder, prediction) else f" It is of another slide file than {prediction.slide_path}."
+    question = f"A result of {folder.name} is in this folder already.{other}\n\nReplace it?"
     yes, no = QMessageBox.StandardButton.Yes, QMessageBox.StandardButton.No
     return bool(QMessageBox.question(parent, "Save result", question, yes | no, no) == yes)
 

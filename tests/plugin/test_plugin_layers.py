@@ -18,7 +18,6 @@ from napari_msamil.inference.heatmap import write_heatmap
 from napari_msamil.inference.prediction import RESEARCH_USE, Prediction
 from napari_msamil.patches.grid import build_table
 from napari_msamil.plugin import compat, layers, regions, saved, slides
-from napari_msamil.plugin.reader import get_reader
 
 
 @pytest.fixture(scope="module")
@@ -298,22 +297,49 @@ def test_calibrating_one_slide_leaves_what_lies_on_another(viewer: Any, bare_fil
 
 
 @pytest.mark.parametrize("scale", [0, 1, 2])
+@pytest.mark.parametrize("known", [False, True])
 def test_a_saved_heatmap_lies_where_it_lay(
-    viewer: Any, slide_layer: Image, prediction: Prediction, tmp_path: Path, scale: int
+    viewer: Any, slide_layer: Image, prediction: Prediction, tmp_path: Path, scale: int, known: bool
 ) -> None:
     heatmap = prediction.heatmap(scale, values="attention")
     path = tmp_path / "slide" / "attention.tif"
     path.parent.mkdir()
-    write_heatmap(heatmap, prediction.mpp, path)
-    described = saved.from_file(path)
+    about = {"slide": prediction.slide_path.name, "slide_px": prediction.slide_size} if known else {}
+    write_heatmap(heatmap, prediction.mpp, path, **about)
+    described = saved.from_file(path, viewer)
     assert described is not None
-    [described] = get_reader(path)(path)  # type: ignore[misc]
+    assert described[1]["metadata"][slides.KEY].get("slide") == (slides.tag(slide_layer)["slide"] if known else None)
     opened = viewer.add_layer(Layer.create(*described))
     shown = next(a for a in layers.show(viewer, slide_layer, prediction) if slides.tag(a).get("scale") == heatmap.name)
     assert np.array_equal(opened.data, heatmap.array, equal_nan=True)
     assert opened.extent.world == pytest.approx(np.asarray(shown.extent.world), abs=1e-3)
     assert [str(u) for u in opened.units] == ["micrometer"] * 2
     assert opened.contrast_limits == pytest.approx(heatmap.limits)
+
+
+def test_the_canvas_text_speaks_of_each_result_that_is_seen(
+    viewer: Any, slide_layer: Image, prediction: Prediction, tmp_path: Path
+) -> None:
+    """A saved one of another slide keeps its own name and warning, and takes neither from what lies beside it."""
+    layers.show(viewer, slide_layer, prediction)
+    about = {"slide": "other.svs", "slide_px": (10, 20), "looked_at": "region", "weak": "only 3 patches"}
+    path = tmp_path / "attention_10x.tif"
+    write_heatmap(prediction.heatmap(0, values="attention"), prediction.mpp, path, **about)
+    described = saved.from_file(path, viewer)
+    assert described is not None
+    saved.mark_when_added(viewer, described)
+    viewer.add_layer(Layer.create(*described))
+    name = prediction.table.scales[0].name
+    of_other = ["other.svs, saved result", f"{name}: saved attention (all patches of the region together have 1)",
+                "Weak evidence: only 3 patches"]  # fmt: skip
+    own = [slide_layer.name, f"{name}: attention rank in this slide (0 lowest, 1 highest)"]
+    own += [f"Weak evidence: {prediction.weak}"] * bool(prediction.weak)
+    text = compat.overlay(viewer, "text")
+    assert text.text.split("\n") == [*own, *of_other, RESEARCH_USE]
+    layers.show_scale(viewer, slides.tag(slide_layer)["slide"], None)
+    assert text.text.split("\n") == [own[0], *own[2:], *of_other, RESEARCH_USE], "its mask is still seen"
+    slides.result_layers(viewer, slides.tag(slide_layer)["slide"], slides.LESION)[0].visible = False
+    assert text.text.split("\n") == [*of_other, RESEARCH_USE]
 
 
 def test_removing_a_slide_gives_its_memory_and_its_file_back(viewer: Any, slide_layer: Image, qapp: Any) -> None:

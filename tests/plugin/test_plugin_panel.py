@@ -255,7 +255,7 @@ def test_a_slide_that_cannot_be_read_at_all_offers_nothing_to_leave_out(
 
 
 def test_a_saved_heatmap_is_opened_beside_its_slide(
-    panel: Any, viewer: Any, slide_file: Path, qtbot: Any, tmp_path: Path
+    panel: Any, viewer: Any, slide_file: Path, make_slide: Any, qtbot: Any, tmp_path: Path
 ) -> None:
     slide = panel.open_slide(slide_file)
     run(panel, qtbot)
@@ -273,7 +273,13 @@ def test_a_saved_heatmap_is_opened_beside_its_slide(
     for shown in (True, False, True):
         viewer.layers[-1].visible = shown
         assert (RESEARCH_USE in text.text and "10x: saved attention" in text.text and text.visible) == shown
-    viewer.layers.remove(viewer.layers[-1])
+    other = panel.open_slide(make_slide("other.tif"))
+    assert not viewer.layers[1].visible, "it goes with its slide"
+    assert RESEARCH_USE not in text.text
+    panel.form.choose(slide)
+    assert viewer.layers[1].visible
+    viewer.layers.remove(other)
+    viewer.layers.remove(viewer.layers[1])
     assert RESEARCH_USE not in text.text
     [opened] = viewer.open(saved, plugin="napari-msamil")  # without the panel's help
     assert opened.name == "square | saved attention 10x"
@@ -879,7 +885,7 @@ def test_a_result_saved_before_is_replaced_only_if_the_user_says_so(
 ) -> None:
     earlier = tmp_path / "out" / "square"
     earlier.mkdir(parents=True)
-    answers = [QMessageBox.StandardButton.No, QMessageBox.StandardButton.Yes]
+    answers = [QMessageBox.StandardButton.No, QMessageBox.StandardButton.Yes, QMessageBox.StandardButton.No]
     asked: list[str] = []
 
     def answer(parent: Any, title: str, question: str, *buttons: Any) -> Any:
@@ -896,11 +902,14 @@ def test_a_result_saved_before_is_replaced_only_if_the_user_says_so(
     panel.results.save(tmp_path / "out")
     assert len(asked) == 1
     assert "square" in asked[0]
+    assert f"of another slide file than {slide_file}" in asked[0], "two patients' slides may have one name"
     assert panel.result_view.save.enabled
     assert (earlier / "prediction.json").read_text() == "{}"
     panel.results.save(tmp_path / "out")
     qtbot.waitUntil(lambda: "Saved to" in panel.result_view.answer.text(), timeout=SECONDS)
     assert "predicted" in json.loads((earlier / "prediction.json").read_text())
+    panel.results.save(tmp_path / "out")
+    assert "another slide file" not in asked[2]
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), ValueError("a bug")])
