@@ -17,7 +17,7 @@ from napari_msamil.inference import result
 from napari_msamil.inference.classify import classify
 from napari_msamil.inference.geojson import Polygon
 from napari_msamil.inference.overview import _WARN, _font, _foot, _no_lesion, draw_overview, round_length
-from napari_msamil.inference.prediction import Prediction
+from napari_msamil.inference.prediction import RESEARCH_USE, Prediction
 from napari_msamil.inference.result import write_result
 from napari_msamil.slide.slide import open_slide
 
@@ -61,6 +61,8 @@ def test_heatmap_files_carry_their_mpp_and_place(prediction: Prediction, tmp_pat
     assert 1e4 / (numerator / denominator) == pytest.approx(cell_um, rel=1e-4)
     assert place["mpp"] == pytest.approx([cell_um, cell_um])
     assert place["origin_level0_px"] == pytest.approx(heatmap.origin)
+    assert (place["slide"], place["slide_px"]) == (prediction.slide_path.name, list(prediction.slide_size))
+    assert (place["looked_at"], place["weak"], place["notice"]) == ("slide", prediction.weak, RESEARCH_USE)
 
 
 def test_the_overview_shows_five_panels(prediction: Prediction, tmp_path: Path) -> None:
@@ -97,7 +99,7 @@ def test_a_failure_half_way_leaves_neither_a_new_folder_nor_harms_the_old(
 ) -> None:
     before = (write_result(prediction, tmp_path) / "prediction.json").read_bytes()
 
-    def full_disk(*args: object) -> None:
+    def full_disk(*args: object, **about: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(result, "write_heatmap", full_disk)
