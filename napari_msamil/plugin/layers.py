@@ -24,6 +24,15 @@ if TYPE_CHECKING:
 
 COLORMAP = "viridis"  # perceptual, and unlike the pinks and violets of H&E
 LESION_COLOUR = (*(value / 255 for value in LESION_RGB), 1.0)
+HEATMAP_LOOK = {
+    "rgb": False,
+    "multiscale": False,
+    "colormap": COLORMAP,
+    "interpolation2d": "nearest",  # real patch cells; linear would eat half a patch beside every NaN
+    "interpolation3d": "nearest",
+    "opacity": 0.5,
+    "blending": "translucent_no_depth",
+}
 TOP_COUNT = 10
 VALUE_NAMES = {
     "rank": "attention rank in this {} (0 lowest, 1 highest)",
@@ -95,15 +104,9 @@ def _heatmap(
     heatmap = prediction.heatmap(scale, values=values)
     keywords = {
         **place(slide_layer, heatmap.downsample, heatmap.origin),
+        **HEATMAP_LOOK,
         "name": f"{slide_layer.name} | attention {heatmap.name}",
-        "rgb": False,
-        "multiscale": False,
-        "colormap": COLORMAP,
         "contrast_limits": heatmap.limits,
-        "interpolation2d": "nearest",  # real patch cells; linear would eat half a patch beside every NaN
-        "interpolation3d": "nearest",
-        "opacity": 0.5,
-        "blending": "translucent_no_depth",
         "visible": scale == 0,
         "metadata": {
             KEY: {

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from napari_msamil.inference.heatmap import read_heatmap
-from napari_msamil.plugin.layers import COLORMAP, keep_marked, mark_view, place
+from napari_msamil.plugin.layers import HEATMAP_LOOK, keep_marked, mark_view, place
 from napari_msamil.plugin.slides import KEY, SAVED, slide_layers, slide_of, tag
 
 if TYPE_CHECKING:
@@ -44,15 +44,9 @@ def from_file(path: str | Path, viewer: napari.viewer.Viewer | None) -> LayerDat
         "path": str(path),
     }
     keywords = {
+        **HEATMAP_LOOK,
         "name": f"{Path(path).parent.name} | saved attention {scale}",
-        "rgb": False,
-        "multiscale": False,
-        "colormap": COLORMAP,
         "contrast_limits": (0.0, float(np.nanmax(array, initial=0.0)) or 1.0),
-        "interpolation2d": "nearest",
-        "interpolation3d": "nearest",
-        "opacity": 0.5,
-        "blending": "translucent_no_depth",
     }
     if slide is None:
         um = {"units": ("um", "um"), "axis_labels": ("y", "x")}

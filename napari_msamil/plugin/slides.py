@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 KEY = "msamil"
 SLIDE, LESION, HEATMAP, TOP, REGION = "slide", "lesion", "heatmap", "top patches", "region"
 COPY, ANNOTATION = "copy", "annotation"  # made of ours by napari's commands; drawn on layers of napari's own buttons
-SAVED = "saved heatmap"  # opened from a result's folder; it belongs to no slide layer
+SAVED = "saved heatmap"  # opened from a result's folder; tied to its slide where that is there
 PLACEHOLDER = "placeholder"  # of the sample slide, while it is drawn
 _KINDS = {SLIDE: Image, LESION: Labels, HEATMAP: Image, TOP: Shapes}
 
