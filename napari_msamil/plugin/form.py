@@ -145,10 +145,14 @@ class Form(QWidget):
     def calibrate(self) -> None:
         """Put the entered pixel size on the chosen slide, where the file states none; the picture stays in place."""
         layer, mpp = self.layer, float(self.mpp.value)
-        if layer is not None and self._asks(layer) and mpp > 0 and mpp_of(layer) != (mpp, mpp):
+        if layer is None or not self._asks(layer) or mpp_of(layer) == (mpp, mpp):
+            return
+        if mpp > 0:
             calibrate(self._viewer, layer, mpp)
             self._slide_changed()
             self.recalibrated.emit(layer)
+        else:
+            self._slide_changed()  # the size that the picture has is back in the field
 
     @staticmethod
     def _asks(layer: napari.layers.Image) -> bool:

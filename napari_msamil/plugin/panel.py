@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import napari.layers
+from napari.utils.notifications import show_info
 from qtpy.QtCore import QEvent, Qt, QTimer
 from qtpy.QtWidgets import QScrollArea, QVBoxLayout, QWidget
 
@@ -358,6 +359,8 @@ class MilPanel(QScrollArea):
     def event(self, event: Any) -> bool:
         """Notice when napari takes the panel out of its dock, which is how a dock is closed for good."""
         if event.type() == QEvent.Type.ParentChange and self.parent() is None:
+            if self._run_layer is not None:
+                show_info(f"The classification of {self._run_layer.name} was stopped: its panel was closed.")
             self.shut_down()
         return bool(super().event(event))
 

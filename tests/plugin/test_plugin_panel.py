@@ -305,11 +305,16 @@ def test_larger_letters_cut_nothing_off_and_leave_the_answer_the_largest(make_na
     panel.shut_down()
 
 
-def test_closing_the_dock_stops_the_run(panel: Any, viewer: Any, slide_file: Path, slow: Any, qtbot: Any) -> None:
+def test_closing_the_dock_stops_the_run_and_says_so(
+    panel: Any, viewer: Any, slide_file: Path, slow: Any, qtbot: Any, monkeypatch: Any
+) -> None:
+    told: list[str] = []
+    monkeypatch.setattr("napari_msamil.plugin.panel.show_info", told.append)
     panel.open_slide(slide_file)
     panel.run_view.start.native.click()
     qtbot.waitUntil(slow["began"].is_set, timeout=SECONDS)
     viewer.window.remove_dock_widget(panel)
+    assert told == ["The classification of square was stopped: its panel was closed."]
     qtbot.waitUntil(slow["closed"].is_set, timeout=SECONDS)
     viewer.layers[0].name = "renamed after the panel has gone"
     viewer.layers.clear()
@@ -600,6 +605,10 @@ def test_a_corrected_pixel_size_takes_the_old_result_away(panel: Any, viewer: An
     run(panel, qtbot)
     panel.form.mpp.native.editingFinished.emit()
     assert panel.result_of(layer) is not None, "the same number changes nothing"
+    panel.form.mpp.value = 0
+    panel.form.mpp.native.editingFinished.emit()
+    assert panel.form.mpp.value == 1.0, "what the picture has stays in sight"
+    assert panel.result_of(layer) is not None
     panel.form.mpp.value = 0.9
     panel.form.mpp.native.editingFinished.emit()
     assert panel.result_of(layer) is None
