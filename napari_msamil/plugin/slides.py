@@ -203,6 +203,21 @@ def _attend(event: Any) -> None:
     prefetcher: Prefetcher = tag(layer)["prefetcher"]
     layer.events.set_data.connect(prefetcher.follow)
     prefetcher.look_around(layer)
+    _name_alike(layer, event.source)
+
+
+def _name_alike(slide_layer: napari.layers.Image, layers: Any) -> None:
+    """Let what is named after a slide, as its result is, go on being so when the slide gets another name."""
+    called = slide_layer.name
+
+    def rename(event: Any) -> None:
+        nonlocal called
+        before, called = f"{called} | ", slide_layer.name
+        for layer in [a for a in layers if tag(a).get("slide") == tag(slide_layer)["slide"]]:
+            if layer.name.startswith(before):
+                layer.name = f"{called} | {layer.name.removeprefix(before)}"
+
+    slide_layer.events.name.connect(rename)
 
 
 def _adopt(inserted: Any, layers: Any) -> None:

@@ -360,6 +360,7 @@ def test_a_renamed_slide_is_still_the_slide(panel: Any, viewer: Any, slide_file:
     run(panel, qtbot)
     viewer.layers[-1].name = "my map"
     layer.name = "case 8"
+    assert layer_names(viewer)[-2:] == ["case 8 | lesion", "my map"], "what the user named is not named again"
     run(panel, qtbot)
     assert len(viewer.layers) == 6
     assert layer_names(viewer)[-1] == "case 8 | top patches"
