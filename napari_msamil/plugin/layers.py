@@ -37,7 +37,7 @@ TOP_COUNT = 10
 VALUE_NAMES = {
     "rank": "attention rank in this {} (0 lowest, 1 highest)",
     "relative": "attention relative to an average patch (1 = average)",
-    "attention": "saved attention (all patches of the {} together have 1)",
+    "attention": "saved attention (a patch's share of that of the whole {})",
 }
 
 
@@ -304,17 +304,16 @@ def mark_view(viewer: napari.viewer.Viewer) -> None:
     The outlines of the patches with most attention follow the heatmap too.
     """
     outline_top(viewer)
-    sources: dict[Any, Any] = {}  # the results that are seen: a heatmap of each, or else its mask
-    for layer in [a for a in viewer.layers if tag(a).get("role") in (LESION, HEATMAP, SAVED) and a.visible]:
+    sources: dict[Any, list[Any]] = {}  # the results that are seen, and what is seen of each, finest scale first
+    for layer in [a for a in reversed(viewer.layers) if tag(a).get("role") in (LESION, HEATMAP, SAVED) and a.visible]:
         source = layer if tag(layer)["role"] == SAVED else tag(layer)["slide"]
-        if source not in sources or tag(layer)["role"] != LESION:
-            sources[source] = layer
-    saved = any(tag(a)["role"] == SAVED for a in sources.values())
+        sources.setdefault(source, []).append(layer)
+    saved = any(tag(one)["role"] == SAVED for seen in sources.values() for one in seen)
     named = saved or len(slide_layers(viewer)) > 1
     text = overlay(viewer, "text")
     ours = RESEARCH_USE in text.text
     if sources:
-        lines = [line for layer in sources.values() for line in _captions(viewer, layer, named=named)]
+        lines = [line for seen in reversed(sources.values()) for line in _captions(viewer, seen, named=named)]
         text.text = "\n".join([*lines, RESEARCH_USE])
         text.position = "top_left"  # napari's own messages come up at the bottom
         text.font_size = 9
@@ -325,11 +324,11 @@ def mark_view(viewer: napari.viewer.Viewer) -> None:
         text.visible = False
 
 
-def _captions(viewer: napari.viewer.Viewer, layer: Any, *, named: bool) -> list[str]:
-    """What is said of one result by the layer of it that is seen: of which slide, what is shown, how weak it is."""
-    mark = tag(layer)
+def _captions(viewer: napari.viewer.Viewer, seen: list[Any], *, named: bool) -> list[str]:
+    """What is said of one result by the layers of it that are seen: of which slide, what is shown, how weak it is."""
+    mark = tag(seen[0])
     names = {tag(a)["slide"]: a.name for a in slide_layers(viewer)}
     lines = [mark.get("name") or names.get(mark["slide"], "")] if named else []
-    if mark["role"] != LESION:
-        lines.append(mark["empty"] or f"{mark['scale']}: {VALUE_NAMES[mark['values']].format(mark['of'])}")
+    for one in [tag(layer) for layer in seen if tag(layer)["role"] != LESION]:
+        lines.append(one["empty"] or f"{one['scale']}: {VALUE_NAMES[one['values']].format(one['of'])}")
     return [*lines, f"Weak evidence: {mark['weak']}"] if mark["weak"] else lines

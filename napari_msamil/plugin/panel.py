@@ -23,8 +23,9 @@ from napari_msamil.plugin.regions import add_region_layer, draw_on, empty_region
 from napari_msamil.plugin.result_view import ResultView
 from napari_msamil.plugin.results import Results
 from napari_msamil.plugin.run_view import RunView
-from napari_msamil.plugin.slides import SLIDE, slide_layers, tag, watch
+from napari_msamil.plugin.slides import SLIDE, slide_layers, tag
 from napari_msamil.plugin.stage import Stage
+from napari_msamil.plugin.watch import watch
 from napari_msamil.plugin.worker import Run
 
 if TYPE_CHECKING:

@@ -6,32 +6,39 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import napari
+from napari_builtins.io import napari_get_reader
 
 from napari_msamil.plugin import compat
 from napari_msamil.plugin.saved import from_file, mark_when_added
-from napari_msamil.plugin.slides import layer_data, watch
+from napari_msamil.plugin.slides import layer_data
+from napari_msamil.plugin.watch import watch
 from napari_msamil.slide.detect import SCANNER_SUFFIXES
-from napari_msamil.slide.slide import is_slide_file
+from napari_msamil.slide.slide import is_slide_file, open_slide
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from napari_msamil.plugin.slides import LayerData
 
+PICTURE_SUFFIXES = {".tif", ".tiff", ".btf", ".dcm"}
+"""Endings in our manifest that any picture may have."""
+
 
 def get_reader(path: str | Path | list[str]) -> Callable[[str | Path], list[LayerData]] | None:
-    """Offer to read a path if it is a slide or a saved heatmap; None, within milliseconds, for anything else and for
-    lists of paths.
+    """Offer to read a slide or a saved heatmap; decides within milliseconds.
 
     A file that is named like a slide and is none, or a damaged one, is taken too: reading it raises the reason, and
-    napari shows that. Of a reader that declines it says no more than "refused the file".
+    napari shows that. Any other picture of a name that our manifest claims goes on to napari's own reader, lists of
+    them too: where napari asks which reader to take it proposes ours first, and of one that declines it says no more
+    than "refused the file". All else is declined (None).
     """
-    if not isinstance(path, (str, Path)):
-        return None
-    if (saved := from_file(path, napari.current_viewer())) is not None:
+    paths = [path] if isinstance(path, (str, Path)) else path
+    if len(paths) == 1 and (saved := from_file(paths[0], napari.current_viewer())) is not None:
         return lambda _: read_saved(saved)
-    named = Path(path).suffix.lower() in SCANNER_SUFFIXES
-    return read_slide if named or is_slide_file(path) else None
+    if not isinstance(path, list) and (Path(path).suffix.lower() in SCANNER_SUFFIXES or is_slide_file(path)):
+        return read_slide
+    pictures = all(Path(one).suffix.lower() in PICTURE_SUFFIXES and Path(one).is_file() for one in paths)
+    return read_picture if pictures else None
 
 
 def read_slide(path: str | Path) -> list[LayerData]:
@@ -46,6 +53,22 @@ def read_slide(path: str | Path) -> list[LayerData]:
         watch(viewer)
         compat.overlay(viewer, "scale_bar").visible = True
     return [described]
+
+
+def read_picture(path: str | Path | list[str]) -> list[LayerData]:
+    """Read what is no slide as napari itself does.
+
+    Raises:
+        SlideError: napari cannot; the message says why the file is no slide either, and what to do.
+    """
+    paths = [str(path)] if isinstance(path, (str, Path)) else path
+    try:
+        layers: list[LayerData] = napari_get_reader(paths)(paths)
+    except Exception:
+        for one in paths:
+            open_slide(one).close()
+        raise
+    return layers
 
 
 def read_saved(described: LayerData) -> list[LayerData]:

@@ -1,4 +1,4 @@
-"""A slide as a napari layer, and what must end with it: its file handle and its share of the block cache."""
+"""A slide as a napari layer, and the marks by which it and what lies on it are known."""
 
 from __future__ import annotations
 
@@ -6,20 +6,18 @@ import logging
 import uuid
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from napari.layers import Image, Labels, Points, Shapes
+from napari.layers import Points, Shapes
 from napari.utils.notifications import show_error
 from napari.utils.transforms import Affine
-from qtpy.QtCore import QTimer
 
 from napari_msamil.plugin.background import use_units
-from napari_msamil.plugin.compat import camera, forget_deleted_programs
+from napari_msamil.plugin.compat import camera
 from napari_msamil.plugin.prefetch import Prefetcher
 from napari_msamil.slide.pyramid import BlockCache, ViewPyramid
 from napari_msamil.slide.slide import Slide, open_slide
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
 
     import napari.layers
@@ -34,7 +32,6 @@ SLIDE, LESION, HEATMAP, TOP, REGION = "slide", "lesion", "heatmap", "top patches
 COPY, ANNOTATION = "copy", "annotation"  # made of ours by napari's commands; drawn on layers of napari's own buttons
 SAVED = "saved heatmap"  # opened from a result's folder; tied to its slide where that is there
 PLACEHOLDER = "placeholder"  # of the sample slide, while it is drawn
-_KINDS = {SLIDE: Image, LESION: Labels, HEATMAP: Image, TOP: Shapes}
 
 # One budget for the process, whatever the number of slides: a view of a large screen and its surroundings
 # take about 100 MB. napari's own cache (25 % of memory, never given back, not thread-safe) is not used.
@@ -54,7 +51,12 @@ def tag(layer: napari.layers.Layer) -> Mapping[str, Any]:
 
 def slide_layers(viewer: napari.viewer.Viewer) -> list[napari.layers.Image]:
     """The slides of a viewer, bottom first."""
-    return _slides(viewer.layers)
+    return slides_among(viewer.layers)
+
+
+def slides_among(layers: Iterable[Any]) -> list[Any]:
+    """The slides in a list of layers, in its order."""
+    return [layer for layer in layers if tag(layer).get("role") == SLIDE]
 
 
 def result_layers(viewer: napari.viewer.Viewer, slide_id: str, role: str | None = None) -> list[napari.layers.Layer]:
@@ -111,7 +113,7 @@ def layer_data(path: str | Path, mpp: float | None = None) -> LayerData:
         "metadata": {
             KEY: {
                 "role": SLIDE,
-                "slide": _new_id(),
+                "slide": new_id(),
                 "mpp": slide.mpp,
                 "pyramid": pyramid,
                 "prefetcher": Prefetcher(pyramid),
@@ -121,7 +123,7 @@ def layer_data(path: str | Path, mpp: float | None = None) -> LayerData:
     return pyramid.arrays(on_error=_tell_once()), keywords, "image"
 
 
-def _new_id() -> str:
+def new_id() -> str:
     """Identity of one slide layer: a file may be open more than once, and each has its own scale and result."""
     return uuid.uuid4().hex
 
@@ -161,7 +163,7 @@ def calibrate(viewer: napari.viewer.Viewer, slide_layer: napari.layers.Image, mp
 def _lying_on(viewer: napari.viewer.Viewer, slide_layer: napari.layers.Image) -> list[napari.layers.Layer]:
     """The slide's layer, what the plugin laid on it, and what the user did with napari's own buttons.
 
-    The latter carry no mark, but for those that `_adopt` knows. They belong to this slide if they are in pixels, as it
+    The latter carry no mark, but for those that `watch` knows. They belong to this slide if they are in pixels, as it
     was itself and no other is, or if there is no other slide at all, as when a pixel size is corrected.
     """
     others = [other for other in slide_layers(viewer) if other is not slide_layer]
@@ -178,118 +180,3 @@ def _lying_on(viewer: napari.viewer.Viewer, slide_layer: napari.layers.Image) ->
         if ours:
             found.append(layer)
     return found
-
-
-def watch(viewer: napari.viewer.Viewer) -> None:
-    """Look after the slides of a viewer: read ahead of the view, and let go of a slide when its layer is removed.
-
-    What lies on a slide goes along when napari's transform tool moves or turns it, and cannot be moved away from it.
-    Calling it again changes nothing.
-    """
-    forget_deleted_programs()
-    viewer.layers.events.inserted.connect(_attend)
-    viewer.layers.events.inserted.connect(_keep_together)
-    viewer.layers.events.removed.connect(_release)
-
-
-def _attend(event: Any) -> None:
-    layer = event.value
-    if tag(layer).get("role") != SLIDE:
-        return
-    if any(other is not layer and tag(other)["slide"] == tag(layer)["slide"] for other in _slides(event.source)):
-        # napari's "Duplicate layer" copies the metadata too
-        fresh = {"slide": _new_id(), "prefetcher": Prefetcher(tag(layer)["pyramid"]), "result": None}
-        layer.metadata[KEY] = {**tag(layer), **fresh}
-    prefetcher: Prefetcher = tag(layer)["prefetcher"]
-    layer.events.set_data.connect(prefetcher.follow)
-    prefetcher.look_around(layer)
-    _name_alike(layer, event.source)
-
-
-def _name_alike(slide_layer: napari.layers.Image, layers: Any) -> None:
-    """Let what is named after a slide, as its result is, go on being so when the slide gets another name."""
-    called = slide_layer.name
-
-    def rename(event: Any) -> None:
-        nonlocal called
-        before, called = f"{called} | ", slide_layer.name
-        for layer in [a for a in layers if tag(a).get("slide") == tag(slide_layer)["slide"]]:
-            if layer.name.startswith(before):
-                layer.name = f"{called} | {layer.name.removeprefix(before)}"
-
-    slide_layer.events.name.connect(rename)
-
-
-def _adopt(inserted: Any, layers: Any) -> None:
-    """Mark what napari's own buttons and commands made.
-
-    An empty layer to draw on belongs to the slide that is seen, and stays the user's own when that is removed. A copy
-    of a part of a result is none of the next result's. What was made of one of our layers and is of another kind, as
-    the channels that "Split RGB" makes of a slide, is not what that was.
-    """
-    mark = tag(inserted)
-    role = mark.get("role", "")
-    seen = [slide for slide in _slides(layers) if slide.visible]
-    if not mark and _to_draw_on(inserted) and len(seen) == 1:
-        drawn = REGION if isinstance(inserted, Shapes) else ANNOTATION
-        inserted.metadata[KEY] = {"role": drawn, "slide": tag(seen[0])["slide"], "own": True}
-    elif role in _KINDS and not _is_a(role, inserted):
-        kept = {"pyramid"} if role == SLIDE else {"slide"} if inserted.ndim == 2 else set()
-        inserted.metadata[KEY] = {"role": COPY, **{name: mark[name] for name in kept}}
-    elif role in (LESION, HEATMAP, TOP):
-        part = [mark.get(name) for name in ("slide", "role", "scale")]
-        twins = [a for a in layers if a is not inserted and [tag(a).get(n) for n in ("slide", "role", "scale")] == part]
-        if twins:
-            inserted.metadata[KEY] = {"role": COPY, "slide": mark["slide"]}
-
-
-def _is_a(role: str, layer: Any) -> bool:
-    return isinstance(layer, _KINDS[role]) and layer.ndim == 2 and (role != SLIDE or layer.rgb)
-
-
-def _to_draw_on(layer: Any) -> bool:
-    """Whether a layer can lie on a slide and is still empty; of a large array of labels a part is looked at."""
-    if layer.ndim != 2:
-        return False
-    if isinstance(layer, Labels):
-        return isinstance(layer.data, np.ndarray) and not layer.data[::64, ::64].any()
-    return isinstance(layer, (Shapes, Points)) and not len(layer.data)
-
-
-def _keep_together(event: Any) -> None:
-    """Tie a new layer to the slide that it lies on, or to what lies on it."""
-    layers, inserted = event.source, event.value
-    _adopt(inserted, layers)
-
-    def follow(event: Any = None) -> None:
-        slide_id = tag(inserted).get("slide")
-        moved = next((a.affine.affine_matrix for a in _slides(layers) if tag(a)["slide"] == slide_id), None)
-        for layer in [a for a in layers if slide_id is not None and tag(a).get("slide") == slide_id]:
-            if moved is not None and not np.array_equal(layer.affine.affine_matrix, moved):
-                layer.affine = moved
-
-    if "slide" in tag(inserted):
-        inserted.events.affine.connect(follow)
-        follow()
-
-
-def _release(event: Any) -> None:
-    layer, layers = event.value, event.source
-    if tag(layer).get("role") == SLIDE:
-        tag(layer)["prefetcher"].stop()
-    if "pyramid" in tag(layer):
-        slide = slide_of(layer)
-        # Not at once: "Split RGB" removes the slide before it adds the channels, which are read from the same file.
-        QTimer.singleShot(0, lambda: _close_unused(slide, layers))
-
-
-def _close_unused(slide: Slide, layers: Any) -> None:
-    others = [slide_of(other) for other in layers if "pyramid" in tag(other)]
-    if all(other is not slide for other in others):
-        slide.close()
-    if all(other.uid != slide.uid for other in others):  # the cache is shared by all that show the same file
-        CACHE.drop(slide.uid)
-
-
-def _slides(layers: Any) -> list[Any]:
-    return [layer for layer in layers if tag(layer).get("role") == SLIDE]

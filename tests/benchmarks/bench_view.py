@@ -187,8 +187,9 @@ def _add(viewer: Any, kind: str) -> None:
         viewer.add_image([da.from_zarr(zarr.open_array(s, mode="r")) for s in stores], rgb=True, multiscale=True)
     else:
         from napari_msamil.plugin import slides
+        from napari_msamil.plugin.watch import watch
 
-        slides.watch(viewer)
+        watch(viewer)
         slides.CACHE.clear()
         data, keywords, _ = slides.layer_data(SLIDE)
         viewer.add_image(data, **keywords)

@@ -9,14 +9,15 @@ import pytest
 from napari.components import ViewerModel
 from vispy import gloo
 
-from napari_msamil.plugin import compat, slides
+from napari_msamil.plugin import compat
+from napari_msamil.plugin.watch import watch
 
 
 @pytest.mark.gui
 def test_a_shader_program_that_was_deleted_is_not_taken_for_the_one_in_use(make_napari_viewer: Any, qtbot: Any) -> None:
     """Else the next program gets its handle, is never bound, and drawing ends the process."""
     viewer = make_napari_viewer(show=True)
-    slides.watch(viewer)
+    watch(viewer)
     canvas = viewer.window._qt_viewer.canvas._scene_canvas
     qtbot.wait(100)
     canvas.set_current()

@@ -18,6 +18,7 @@ from napari_msamil.inference.heatmap import write_heatmap
 from napari_msamil.inference.prediction import RESEARCH_USE, Prediction
 from napari_msamil.patches.grid import build_table
 from napari_msamil.plugin import compat, layers, regions, saved, slides
+from napari_msamil.plugin.watch import watch
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +38,7 @@ def viewer() -> Any:
 def slide_layer(viewer: Any, prediction: Prediction) -> Image:
     data, keywords, _ = slides.layer_data(prediction.slide_path)
     layer = viewer.add_image(data, **keywords)
-    slides.watch(viewer)
+    watch(viewer)
     return layer
 
 
@@ -330,7 +331,7 @@ def test_the_canvas_text_speaks_of_each_result_that_is_seen(
     saved.mark_when_added(viewer, described)
     viewer.add_layer(Layer.create(*described))
     name = prediction.table.scales[0].name
-    of_other = ["other.svs, saved result", f"{name}: saved attention (all patches of the region together have 1)",
+    of_other = ["other.svs, saved result", f"{name}: saved attention (a patch's share of that of the whole region)",
                 "Weak evidence: only 3 patches"]  # fmt: skip
     own = [slide_layer.name, f"{name}: attention rank in this slide (0 lowest, 1 highest)"]
     own += [f"Weak evidence: {prediction.weak}"] * bool(prediction.weak)
@@ -415,7 +416,7 @@ def test_removing_a_copy_leaves_the_original_readable_and_its_result_in_place(
 
 
 def test_a_file_opened_twice_is_calibrated_and_closed_once_at_a_time(viewer: Any, bare_file: Path, qapp: Any) -> None:
-    slides.watch(viewer)
+    watch(viewer)
     first, second = (
         viewer.add_image(data, **keywords) for data, keywords, _ in map(slides.layer_data, [bare_file] * 2)
     )

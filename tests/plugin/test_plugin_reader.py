@@ -18,25 +18,56 @@ from PIL import Image
 
 from napari_msamil.errors import SlideError
 from napari_msamil.plugin import compat, slides
-from napari_msamil.plugin.reader import get_reader, read_slide
+from napari_msamil.plugin.reader import get_reader, read_picture, read_slide
 
 
-def no_slides(folder: Path) -> dict[str, Any]:
+def pictures(folder: Path) -> dict[str, Any]:
     tifffile.imwrite(folder / "plain.tif", np.zeros((64, 64), np.uint8))
     tifffile.imwrite(folder / "stack.tif", np.zeros((5, 64, 64), np.uint16))
-    Image.new("RGB", (200, 100)).save(folder / "small.png")
-    (folder / "text.tif").write_text("not a slide")
-    (folder / "empty.tif").touch()
     return {
         "plain grey TIFF": folder / "plain.tif",
         "stack": str(folder / "stack.tif"),
+        "list": [str(folder / "plain.tif"), str(folder / "plain.tif")],
+    }
+
+
+def no_slides(folder: Path) -> dict[str, Any]:
+    Image.new("RGB", (200, 100)).save(folder / "small.png")
+    return {
         "small PNG": str(folder / "small.png"),
-        "text with an image's ending": str(folder / "text.tif"),
-        "empty file": str(folder / "empty.tif"),
         "missing file": str(folder / "missing.tif"),
         "folder": str(folder),
-        "list": [str(folder / "plain.tif")],
+        "list with a PNG": [str(folder / "small.png")],
     }
+
+
+def test_a_picture_with_a_slides_ending_opens_as_napari_opens_it_within_a_tenth_of_a_second_more(
+    tmp_path: Path, slide_file: Path, viewer: Any, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """napari proposes our reader first where it asks which one to take: to decline would be an error there."""
+    get_reader(str(slide_file))  # the first call imports readers
+    for name, path in pictures(tmp_path).items():
+        start = time.perf_counter()
+        assert get_reader(path) is read_picture, name
+        assert time.perf_counter() - start < 0.1, name
+        [ours] = viewer.open(path, plugin="napari-msamil", stack=isinstance(path, list))
+        [theirs] = viewer.open(path, plugin="napari", stack=isinstance(path, list))
+        assert (ours.data.shape, ours.ndim, ours.name) == (theirs.data.shape, theirs.ndim, ours.name), name
+        assert not slides.tag(ours)
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(("text", "reason"), [("not a slide", "is no TIFF file"), ("", "is empty")])
+def test_a_file_that_is_no_picture_is_refused_with_a_reason(
+    tmp_path: Path, viewer: Any, monkeypatch: pytest.MonkeyPatch, text: str, reason: str
+) -> None:
+    def fail(path: Any) -> Any:  # as napari's does, but that it leaves files open, which pytest takes for ours
+        raise OSError("Could not find a backend")
+
+    monkeypatch.setattr("napari_msamil.plugin.reader.napari_get_reader", lambda path: fail)
+    (tmp_path / "text.tif").write_text(text)
+    with pytest.raises(SlideError, match=rf"text\.tif {reason}.*copy it again"):
+        viewer.open(str(tmp_path / "text.tif"), plugin="napari-msamil")
 
 
 def test_what_is_no_slide_is_declined_silently_and_within_a_tenth_of_a_second(
@@ -90,8 +121,8 @@ def test_a_dicom_slide_is_taken_where_openslide_is_installed_and_a_ct_never(
     monkeypatch.setattr(detect.importlib.util, "find_spec", lambda name: found)
     (tmp_path / "slide.dcm").write_bytes(dicom(b"1.2.840.10008.5.1.4.1.1.77.1.6"))
     (tmp_path / "ct.dcm").write_bytes(dicom(b"1.2.840.10008.5.1.4.1.1.2"))
-    assert (get_reader(str(tmp_path / "slide.dcm")) is not None) == installed
-    assert get_reader(str(tmp_path / "ct.dcm")) is None
+    assert (get_reader(str(tmp_path / "slide.dcm")) is read_slide) == installed
+    assert get_reader(str(tmp_path / "ct.dcm")) is read_picture
 
 
 def test_a_slide_becomes_one_multiscale_layer_in_micrometres(slide_file: Path) -> None:

@@ -12,6 +12,7 @@ from napari.components import ViewerModel
 
 from napari_msamil.plugin import slides
 from napari_msamil.plugin.prefetch import Prefetcher, wanted_blocks
+from napari_msamil.plugin.watch import watch
 from napari_msamil.slide.pyramid import BlockCache, ViewPyramid
 from napari_msamil.slide.slide import open_slide
 
@@ -55,7 +56,7 @@ def test_nothing_outside_the_slide_and_nothing_twice_is_wanted(pyramid: ViewPyra
 def test_an_opened_slide_is_read_ahead_and_the_thread_ends(slide_file: Path) -> None:
     slides.CACHE.clear()
     viewer = ViewerModel()
-    slides.watch(viewer)
+    watch(viewer)
     data, keywords, _ = slides.layer_data(slide_file)
     layer = viewer.add_image(data, **keywords)
     prefetcher: Prefetcher = slides.tag(layer)["prefetcher"]
@@ -69,7 +70,7 @@ def test_an_opened_slide_is_read_ahead_and_the_thread_ends(slide_file: Path) -> 
 
 def test_a_removed_slide_is_read_no_further(slide_file: Path) -> None:
     viewer = ViewerModel()
-    slides.watch(viewer)
+    watch(viewer)
     data, keywords, _ = slides.layer_data(slide_file)
     layer = viewer.add_image(data, **keywords)
     prefetcher: Prefetcher = slides.tag(layer)["prefetcher"]

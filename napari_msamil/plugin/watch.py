@@ -1,0 +1,163 @@
+"""What a viewer's slides need: to be read ahead of the view, kept together with what lies on them, and closed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from napari.layers import Image, Labels, Points, Shapes
+from qtpy.QtCore import QTimer
+
+from napari_msamil.plugin.compat import forget_deleted_programs
+from napari_msamil.plugin.prefetch import Prefetcher
+from napari_msamil.plugin.slides import (
+    ANNOTATION,
+    CACHE,
+    COPY,
+    HEATMAP,
+    KEY,
+    LESION,
+    REGION,
+    SLIDE,
+    TOP,
+    new_id,
+    slide_of,
+    slides_among,
+    tag,
+)
+
+if TYPE_CHECKING:
+    import napari.layers
+    import napari.viewer
+
+    from napari_msamil.slide.slide import Slide
+
+_KINDS = {SLIDE: Image, LESION: Labels, HEATMAP: Image, TOP: Shapes}
+
+
+def watch(viewer: napari.viewer.Viewer) -> None:
+    """Look after the slides of a viewer: read ahead of the view, and let go of a slide when its layer is removed.
+
+    What lies on a slide goes along when napari's transform tool moves or turns it, and cannot be moved away from it; a
+    new layer comes to lie directly above what its slide has, below other slides. Calling it again changes nothing.
+    """
+    forget_deleted_programs()
+    viewer.layers.events.inserted.connect(_attend)
+    viewer.layers.events.inserted.connect(_keep_together)
+    viewer.layers.events.removed.connect(_release)
+
+
+def _attend(event: Any) -> None:
+    layer = event.value
+    if tag(layer).get("role") != SLIDE:
+        return
+    if any(other is not layer and tag(other)["slide"] == tag(layer)["slide"] for other in slides_among(event.source)):
+        # napari's "Duplicate layer" copies the metadata too
+        fresh = {"slide": new_id(), "prefetcher": Prefetcher(tag(layer)["pyramid"]), "result": None}
+        layer.metadata[KEY] = {**tag(layer), **fresh}
+    prefetcher: Prefetcher = tag(layer)["prefetcher"]
+    layer.events.set_data.connect(prefetcher.follow)
+    prefetcher.look_around(layer)
+    _name_alike(layer, event.source)
+
+
+def _name_alike(slide_layer: napari.layers.Image, layers: Any) -> None:
+    """Let what is named after a slide, as its result is, go on being so when the slide gets another name."""
+    called = slide_layer.name
+
+    def rename(event: Any) -> None:
+        nonlocal called
+        before, called = f"{called} | ", slide_layer.name
+        for layer in [a for a in layers if tag(a).get("slide") == tag(slide_layer)["slide"]]:
+            if layer.name.startswith(before):
+                layer.name = f"{called} | {layer.name.removeprefix(before)}"
+
+    slide_layer.events.name.connect(rename)
+
+
+def _adopt(inserted: Any, layers: Any) -> None:
+    """Mark what napari's own buttons and commands made.
+
+    An empty layer to draw on belongs to the slide that is seen, and stays the user's own when that is removed. A copy
+    of a part of a result is none of the next result's. What was made of one of our layers and is of another kind, as
+    the channels that "Split RGB" makes of a slide, is not what that was.
+    """
+    mark = tag(inserted)
+    role = mark.get("role", "")
+    seen = [slide for slide in slides_among(layers) if slide.visible]
+    if not mark and _to_draw_on(inserted) and len(seen) == 1:
+        drawn = REGION if isinstance(inserted, Shapes) else ANNOTATION
+        inserted.metadata[KEY] = {"role": drawn, "slide": tag(seen[0])["slide"], "own": True}
+    elif role in _KINDS and not _is_a(role, inserted):
+        kept = {"pyramid"} if role == SLIDE else {"slide"} if inserted.ndim == 2 else set()
+        inserted.metadata[KEY] = {"role": COPY, **{name: mark[name] for name in kept}}
+    elif role in (LESION, HEATMAP, TOP):
+        part = [mark.get(name) for name in ("slide", "role", "scale")]
+        twins = [a for a in layers if a is not inserted and [tag(a).get(n) for n in ("slide", "role", "scale")] == part]
+        if twins:
+            inserted.metadata[KEY] = {"role": COPY, "slide": mark["slide"]}
+
+
+def _is_a(role: str, layer: Any) -> bool:
+    return isinstance(layer, _KINDS[role]) and layer.ndim == 2 and (role != SLIDE or layer.rgb)
+
+
+def _to_draw_on(layer: Any) -> bool:
+    """Whether a layer can lie on a slide and is still empty; of a large array of labels a part is looked at."""
+    if layer.ndim != 2:
+        return False
+    if isinstance(layer, Labels):
+        return isinstance(layer.data, np.ndarray) and not layer.data[::64, ::64].any()
+    return isinstance(layer, (Shapes, Points)) and not len(layer.data)
+
+
+def _keep_together(event: Any) -> None:
+    """Tie a new layer to the slide that it lies on, or to what lies on it."""
+    layers, inserted = event.source, event.value
+    _adopt(inserted, layers)
+
+    def follow(event: Any = None) -> None:
+        slide_id = tag(inserted).get("slide")
+        moved = next((a.affine.affine_matrix for a in slides_among(layers) if tag(a)["slide"] == slide_id), None)
+        for layer in [a for a in layers if slide_id is not None and tag(a).get("slide") == slide_id]:
+            if moved is not None and not np.array_equal(layer.affine.affine_matrix, moved):
+                layer.affine = moved
+
+    if "slide" in tag(inserted):
+        inserted.events.affine.connect(follow)
+        follow()
+        if _on_another_slide(inserted, layers):  # not at once: others are still to hear of the insertion
+            QTimer.singleShot(0, lambda: _stack(inserted, layers))
+
+
+def _on_another_slide(layer: Any, layers: Any) -> bool:
+    """Whether a layer lies on top of another slide than its own, which is below that."""
+    slides = slides_among(list(layers)[: layers.index(layer)])
+    return any(tag(slide)["slide"] == tag(layer)["slide"] for slide in slides[:-1])
+
+
+def _stack(layer: Any, layers: Any) -> None:
+    """Put a layer on top of what lies directly on its slide: evidence must not lie on another slide's tissue."""
+    if layer not in layers or not _on_another_slide(layer, layers):
+        return
+    mine = [tag(a).get("slide") == tag(layer)["slide"] for a in layers]
+    place = mine.index(False, mine.index(True))
+    layers.move(layers.index(layer), place)
+
+
+def _release(event: Any) -> None:
+    layer, layers = event.value, event.source
+    if tag(layer).get("role") == SLIDE:
+        tag(layer)["prefetcher"].stop()
+    if "pyramid" in tag(layer):
+        slide = slide_of(layer)
+        # Not at once: "Split RGB" removes the slide before it adds the channels, which are read from the same file.
+        QTimer.singleShot(0, lambda: _close_unused(slide, layers))
+
+
+def _close_unused(slide: Slide, layers: Any) -> None:
+    others = [slide_of(other) for other in layers if "pyramid" in tag(other)]
+    if all(other is not slide for other in others):
+        slide.close()
+    if all(other.uid != slide.uid for other in others):  # the cache is shared by all that show the same file
+        CACHE.drop(slide.uid)
