@@ -231,7 +231,10 @@ def _nothing(request: Request, table: PatchTable, selection: Selection) -> str:
                 f"the slide is too small to classify: it measures {width:.0f} x {height:.0f} µm, the smallest patches "
                 f"{smallest:.0f} µm. Check its µm per pixel."
             )
-        return f"{selection.fallback}; there is nothing to classify. Check that it shows tissue, and its µm per pixel."
+        return (
+            f"{selection.fallback}; there is nothing to classify. Check that it shows tissue, in pieces of at least "
+            f"{smallest:.0f} µm (the smallest patches), and its µm per pixel."
+        )
     return (
         f"the region is too small, or holds too little tissue: {selection.fallback}, and the smallest patches are "
         f"{smallest:.0f} µm wide. Draw it larger, or on tissue."

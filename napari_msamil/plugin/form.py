@@ -14,6 +14,7 @@ from napari_msamil.inference.classify import Request
 from napari_msamil.plugin.inputs import take_point_and_comma
 from napari_msamil.plugin.regions import closed, polygons
 from napari_msamil.plugin.slides import PLACEHOLDER, REGION, TOP, calibrate, mpp_of, slide_layers, slide_of, tag
+from napari_msamil.slide.mpp import MPP_LIMITS
 
 if TYPE_CHECKING:
     import napari.viewer
@@ -49,7 +50,7 @@ class Form(QWidget):
         self.open_button = PushButton(
             text="Open …", tooltip="Open a slide file; dropping it on this panel does the same"
         )
-        self.mpp = FloatSpinBox(value=0.0, min=0.0, max=20.0, tooltip="Width of one pixel in µm")
+        self.mpp = FloatSpinBox(value=0.0, min=0.0, max=1e6, tooltip="Width of one pixel in µm")
         self.mpp.native.setDecimals(4)
         take_point_and_comma(self.mpp.native)
         self.mpp.native.setSpecialValueText("not known")
@@ -144,15 +145,20 @@ class Form(QWidget):
 
     def calibrate(self) -> None:
         """Put the entered pixel size on the chosen slide, where the file states none; the picture stays in place."""
-        layer, mpp = self.layer, float(self.mpp.value)
+        layer, mpp = self.layer, self._entered_mpp()
         if layer is None or not self._asks(layer) or mpp_of(layer) == (mpp, mpp):
             return
         if mpp > 0:
             calibrate(self._viewer, layer, mpp)
             self._slide_changed()
             self.recalibrated.emit(layer)
-        else:
+        elif not self.mpp.value:
             self._slide_changed()  # the size that the picture has is back in the field
+
+    def _entered_mpp(self) -> float:
+        """The µm per pixel in the field; 0 where there is none that a slide can have."""
+        low, high = MPP_LIMITS
+        return float(self.mpp.value) if low <= self.mpp.value <= high else 0.0
 
     @staticmethod
     def _asks(layer: napari.layers.Image) -> bool:
@@ -168,9 +174,14 @@ class Form(QWidget):
         if self.layer is None:
             if any(tag(layer).get("role") == PLACEHOLDER for layer in self._viewer.layers):
                 return "The sample slide is being drawn, which takes some seconds."
+            if any(isinstance(layer, napari.layers.Image) for layer in self._viewer.layers):
+                return "No picture here was opened as a slide: press Open …, or drop its file on this panel."
             return "Open a slide to begin."
-        if self._asks(self.layer) and self.mpp.value <= 0:
-            return f"{slide_of(self.layer).mpp_missing} Enter the µm per pixel (0.25 at 40x, 0.5 at 20x)."
+        if self._asks(self.layer) and not self._entered_mpp():
+            low, high = MPP_LIMITS
+            given = f"{self.mpp.value:g} µm per pixel is outside {low:g} to {high:g}." if self.mpp.value else ""
+            reason = given or slide_of(self.layer).mpp_missing
+            return f"{reason} Enter the µm per pixel (0.25 at 40x, 0.5 at 20x)."
         if self.model.value == FILE and not self.file.value.is_file():
             given = str(self.file.value)
             return "Choose a model file." if given in ("", ".") else f"{given} is no file: choose a model file."
@@ -186,10 +197,12 @@ class Form(QWidget):
 
         Raises:
             RegionError: the chosen layer holds no closed shape.
+            SlideError: the slide's file is no longer the one that is shown.
         """
         self.calibrate()
         layer = self.layer
         assert layer is not None
+        slide_of(layer).check_unchanged()
         shapes = self.region.value
         return Request(
             slide=slide_of(layer).path,

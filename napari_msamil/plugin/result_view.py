@@ -76,7 +76,9 @@ class ResultView(QWidget):
         self.colours.setScaledContents(True)
         self.colours.setFixedHeight(10)
         self.colours.setMinimumWidth(40)
-        self.opacity = FloatSlider(value=0.5, min=0.0, max=1.0, tooltip="How much the heatmap covers the tissue")
+        self.opacity = FloatSlider(
+            value=0.5, min=0.0, max=1.0, step=0.01, tooltip="How much the heatmap covers the tissue"
+        )
         self.next = PushButton(
             text="Next patch", tooltip="Go to the patch with most attention at this scale, then to the next, ten in all"
         )
@@ -168,6 +170,11 @@ class ResultView(QWidget):
         self.empty.setVisible(bool(why))
         self.next.enabled = not why and len(self.scale.choices) > 1
 
+    def set_opacity(self, opacity: float) -> None:
+        """Say how opaque the heatmaps are; nothing is asked of anyone."""
+        with self.opacity.changed.blocked():
+            self.opacity.value = opacity
+
     def set_colours(self, colours: NDArray[np.uint8], limits: tuple[float, float]) -> None:
         """Explain the heatmaps' colours: (n, 3) RGB from the lower to the upper limit of what they show."""
         rgb = np.repeat(colours[None], 10, axis=0)  # one row of pixels is nothing to Qt 6, however it is stretched
@@ -207,15 +214,17 @@ class ResultView(QWidget):
         use = prediction.intended_use
         self.notice.setText(f"Model: {prediction.model_name}\n{use}{'' if RESEARCH_USE in use else f' {RESEARCH_USE}'}")
         self._fill_bars(prediction)
-        with self.scale.changed.blocked(), self.values.changed.blocked(), self.opacity.changed.blocked():
+        self.set_opacity(opacity)
+        with self.scale.changed.blocked(), self.values.changed.blocked():
             names = [s.name for s in reversed(prediction.table.scales) if s.name in maps]  # as one zooms in
             self.scale.choices = [OFF, *names]
             self.values.value = values
-            self.opacity.value = opacity
         self._why_empty = {s.name: why_empty(prediction, i) for i, s in enumerate(prediction.table.scales)}
         self.set_scale(scale)
         said = [text for text in (outdated, prediction.fallback, *prediction.notes) if text]
-        self.warning.setText("\n".join(f"⚠ {text[:1].upper()}{text[1:]}" for text in said))
+        name = prediction.slide_path.name  # stays as it is written
+        sentences = [text if text.startswith(name) else text[:1].upper() + text[1:] for text in said]
+        self.warning.setText("\n".join(f"⚠ {text}" for text in sentences))
         self.warning.setVisible(bool(said))
         self.facts.setText(facts(prediction))
 
@@ -252,7 +261,8 @@ def _where(prediction: Prediction) -> str:
 def facts(prediction: Prediction) -> str:
     """How to read the probabilities, where was looked, patches per scale, areas, device and time, one per line."""
     table = prediction.table
-    counts = " · ".join(f"{s.name} {int((table.scale == i).sum())}" for i, s in enumerate(table.scales))
+    read = table.scale[np.isfinite(prediction.attention)]
+    counts = " · ".join(f"{s.name} {int((read == i).sum())}" for i, s in enumerate(table.scales))
     return "\n".join([
         *([prediction.how_to_read] if prediction.how_to_read else []),
         f"Looked at: {_where(prediction)}",

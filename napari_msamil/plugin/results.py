@@ -80,11 +80,12 @@ class Results(QObject):
         self._listen(layer)
 
     def _listen(self, layer: napari.layers.Layer) -> None:
-        """Notice when the user chooses other colours for a slide's heatmaps."""
+        """Notice when the user gives a slide's heatmaps other colours, or another opacity, which they share."""
         for heatmap in result_layers(self._viewer, tag(layer)["slide"], HEATMAP):
             heatmap.events.colormap.connect(self._explain_colours)
             heatmap.events.gamma.connect(self._explain_colours)
             heatmap.events.contrast_limits.connect(self._explain_colours)
+            heatmap.events.opacity.connect(self._follow_opacity)
 
     def forget(self, layer: napari.layers.Layer) -> None:
         """Drop the result of a slide layer; its layers are not touched."""
@@ -200,6 +201,10 @@ class Results(QObject):
         for layer in sorted(self._maps(), key=lambda a: bool(a.visible))[-1:]:
             colours = layer.colormap.map(np.linspace(0, 1, 256) ** layer.gamma)[:, :3]
             self._view.set_colours((255 * colours).round().astype(np.uint8), tuple(layer.contrast_limits))
+
+    def _follow_opacity(self, event: Any) -> None:
+        if event.source in self._maps():
+            self._view.set_opacity(event.source.opacity)
 
     def _show_scale(self, name: str) -> None:
         layers.show_scale(self._viewer, self._slide_id(), None if name == OFF else name)

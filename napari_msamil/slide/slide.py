@@ -150,6 +150,18 @@ class Slide:
         last = self.levels[-1]
         self.read_level(len(self.levels) - 1, 0, 0, last.width, last.height)
 
+    def check_unchanged(self) -> None:
+        """Make sure that the file is still the one that was opened, by its size and the time of its last change.
+
+        Raises:
+            SlideError: it was replaced, written to or removed since.
+        """
+        if _uid(self.path) != self.uid:
+            raise SlideError(
+                f"{self.name} was changed since it was opened, and what is shown may be another picture: remove its "
+                "layer and open it again."
+            )
+
     def close(self) -> None:
         """Let the file go; reads under way in other threads finish first."""
         self._closed = True
@@ -261,6 +273,7 @@ def open_slide(path: str | Path, mpp: float | tuple[float, float] | None = None)
 
 
 def _uid(path: Path) -> str:
+    """Identity of a file as it is now."""
     try:
         facts = path.stat()
         identity = f"{path.resolve()}|{facts.st_mtime_ns}|{facts.st_size}"

@@ -628,6 +628,10 @@ def test_a_slide_without_pixel_size_asks_for_it_and_becomes_calibrated(
     assert not panel.run_view.start.enabled
     assert "µm per pixel" in panel.run_view.status.text()
     assert not panel.form.mpp.native.isHidden()
+    panel.form.mpp.value = 25
+    panel.form.mpp.native.editingFinished.emit()
+    assert not panel.run_view.start.enabled
+    assert panel.run_view.status.text().startswith("25 µm per pixel is outside 0.05 to 20.")
     panel.form.mpp.value = 1.0
     assert panel.run_view.start.enabled
     run(panel, qtbot)

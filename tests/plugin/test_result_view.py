@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from qtpy.QtCore import Qt
+from qtpy.QtWidgets import QAbstractSlider
 
 from napari_msamil.inference.classify import classify
 from napari_msamil.inference.prediction import NOT_EXCLUSIVE
@@ -47,3 +49,34 @@ def test_the_colours_of_the_heatmaps_are_seen_from_low_to_high(qtbot: Any) -> No
     left, right = (drawn.pixelColor(x, drawn.height() // 2) for x in (1, drawn.width() - 2))
     assert left.blue() > 200 > 50 > left.red()
     assert right.red() > 200 > 50 > right.blue()
+
+
+def test_patches_are_counted_that_were_read_and_names_of_files_stay_as_they_are(
+    qtbot: Any, slide_file: Path, model_file: Path
+) -> None:
+    from napari_msamil.plugin.result_view import ResultView
+
+    view = ResultView()
+    qtbot.addWidget(view)
+    whole = classify(slide_file, model_file, device="cpu")
+    lost = np.where(np.arange(len(whole.table)) == int(np.flatnonzero(whole.table.scale == 0)[0]), np.nan, 1.0)
+    name = whole.slide_path.name
+    partly = replace(whole, attention=(whole.attention * lost).astype(np.float32), notes=(f"{name} says", "one more"))
+    view.show_prediction(partly, maps=[], scale="Off", values="rank", opacity=0.5)
+    finest, count = whole.table.scales[0].name, int((whole.table.scale == 0).sum())
+    assert f"Patches: {finest} {count - 1} " in view.facts.text()
+    assert view.warning.text().split("\n")[-2:] == [f"⚠ {name} says", "⚠ One more"]
+
+
+def test_the_opacity_goes_by_hundredths(qtbot: Any) -> None:
+    from napari_msamil.plugin.result_view import ResultView
+
+    view = ResultView()
+    qtbot.addWidget(view)
+    told: list[float] = []
+    view.opacity_chosen.connect(told.append)
+    view.show()
+    slider = view.opacity.native.findChild(QAbstractSlider) or view.opacity.native
+    slider.setFocus()
+    qtbot.keyClick(slider, Qt.Key.Key_Right)
+    assert told == [pytest.approx(0.51)]

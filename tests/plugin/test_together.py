@@ -298,3 +298,65 @@ def test_an_empty_region_is_used_before_another_one_is_made(panel: Any, viewer: 
     panel.form.draw.native.click()
     assert panel.form.region.value == empty
     assert len(viewer.layers) == 2
+
+
+def test_what_lies_on_a_slide_lies_below_the_slides_that_were_opened_later(
+    panel: Any, viewer: Any, make_slide: Any, qtbot: Any
+) -> None:
+    """Who shows another slide by its eye icon must not see the first one's evidence on its tissue."""
+    first = panel.open_slide(make_slide("first.tif"))
+    second = panel.open_slide(make_slide("second.tif", seed=2))
+    picture = viewer.add_image(np.zeros((9, 9)), name="picture")
+    panel.form.choose(first)
+    panel.form.draw.native.click()
+    panel.form.region.value.add_rectangles([[[100, 100], [100, 600], [600, 600], [600, 100]]])
+    run(panel, qtbot)
+    viewer.add_points(np.array([[1, 2]]), ndim=2, name="not tied to a slide")
+
+    def below_second() -> bool:
+        return all(viewer.layers.index(a) < viewer.layers.index(second) for a in viewer.layers if "first" in a.name)
+
+    qtbot.waitUntil(below_second, timeout=10_000)
+    names = [layer.name.partition(" | ")[2] for layer in viewer.layers if layer.name.startswith("first | ")]
+    assert names[0] == "region"
+    assert names[-2:] == ["lesion", "top patches"]
+    assert [layer.name for layer in viewer.layers][-3:] == ["second", "picture", "not tied to a slide"]
+    assert picture.visible
+    assert panel.form.layer == first
+
+
+def test_a_slide_whose_file_was_replaced_is_not_classified(
+    panel: Any, viewer: Any, make_slide: Any, slide_file: Path
+) -> None:
+    path = make_slide("case.tif")
+    panel.open_slide(path)
+    path.write_bytes(slide_file.read_bytes() + b"0")
+    panel.run_view.start.native.click()
+    assert not panel.running
+    assert "case.tif was changed since it was opened" in panel.run_view.status.text()
+    assert "open it again" in panel.run_view.status.text()
+
+
+def test_opacity_is_the_same_in_the_panel_and_in_naparis_controls(
+    panel: Any, viewer: Any, slide_file: Path, qtbot: Any
+) -> None:
+    panel.open_slide(slide_file)
+    run(panel, qtbot)
+    maps = [layer for layer in viewer.layers if "attention" in layer.name]
+    maps[0].opacity = 0.25
+    assert panel.result_view.opacity.value == pytest.approx(0.25)
+    panel.result_view.opacity.value = 0.75
+    assert [layer.opacity for layer in maps] == [pytest.approx(0.75)] * len(maps)
+
+
+def test_each_heatmap_that_is_seen_is_named_on_the_canvas(
+    panel: Any, viewer: Any, slide_file: Path, qtbot: Any
+) -> None:
+    panel.open_slide(slide_file)
+    run(panel, qtbot)
+    maps = [layer for layer in viewer.layers if "attention" in layer.name]
+    for layer in maps:
+        layer.visible = True
+    lines = compat.overlay(viewer, "text").text.split("\n")
+    scales = [layer.name.rpartition(" ")[2] for layer in reversed(maps)]
+    assert [line.partition(":")[0] for line in lines[: len(maps)]] == scales

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from napari_msamil.errors import ReadError
+from napari_msamil.errors import ReadError, SlideError
 from napari_msamil.slide import open_slide, slide, tiff, tiles
 
 SIZE = (3001, 2003)
@@ -132,6 +132,18 @@ def test_a_file_that_vanishes_or_changes_gives_a_read_error(path, tmp_path, monk
         make_slide(copy, (500, 400), (1,))
         with pytest.raises(ReadError, match="changed while it was open"):
             opened.read_level(0, 0, 0, 50, 50)
+
+
+def test_a_file_that_was_replaced_is_not_taken_for_the_one_that_was_opened(tmp_path, make_slide) -> None:
+    path = make_slide(tmp_path / "case.tif", (500, 400), (1,))
+    with open_slide(path) as slide:
+        slide.check_unchanged()
+        os.utime(path, ns=(1, 1))
+        with pytest.raises(SlideError, match=r"case\.tif was changed since it was opened.*open it again"):
+            slide.check_unchanged()
+        path.unlink()
+        with pytest.raises(SlideError, match="does not exist"):
+            slide.check_unchanged()
 
 
 def test_a_closed_slide_says_so_and_closing_twice_is_fine(path) -> None:
