@@ -19,7 +19,7 @@ demo: $(VENV)/.app
 
 test: $(VENV)/.test lint
 	$(BIN)/npe2 validate napari-msamil
-	QT_API=pyqt6 $(SCREEN) $(BIN)/python -m pytest -m gui
+	OMP_NUM_THREADS=1 QT_API=pyqt6 $(SCREEN) $(BIN)/python -m pytest -m gui -n 2 --dist loadgroup
 	OMP_NUM_THREADS=1 QT_API=pyqt5 $(SCREEN) $(BIN)/python -m pytest -n 2 --dist loadgroup
 
 lint: $(VENV)/.test
