@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from qtpy.QtCore import QEvent, QLocale, QObject, Qt
-from qtpy.QtGui import QKeyEvent, QKeySequence
+from qtpy.QtGui import QKeyEvent
 from qtpy.QtWidgets import QAbstractSpinBox, QApplication, QComboBox, QDoubleSpinBox, QSlider, QWidget
 
 _FIELDS = (QComboBox, QAbstractSpinBox, QSlider)
@@ -22,12 +22,20 @@ class _Unmoved(QObject):
 
 
 class _Comma(QObject):
-    """Types a point where a comma was typed or pasted."""
+    """Puts a point where a comma was typed or pasted, of which Qt makes nothing: 0,5 would be read as 5."""
+
+    def __init__(self, box: QDoubleSpinBox) -> None:
+        super().__init__(box)
+        box.lineEdit().textChanged.connect(self._put_points)
+
+    def _put_points(self, text: str) -> None:
+        if "," in text:
+            line = self.parent().lineEdit()
+            cursor = line.cursorPosition()
+            line.setText(text.replace(",", "."))
+            line.setCursorPosition(cursor)
 
     def eventFilter(self, watched: Any, event: Any) -> bool:  # noqa: N802
-        if event.type() == QEvent.Type.KeyPress and event.matches(QKeySequence.StandardKey.Paste):
-            watched.lineEdit().insert(QApplication.clipboard().text().strip().replace(",", "."))
-            return True
         if event.type() not in (QEvent.Type.KeyPress, QEvent.Type.KeyRelease) or event.text() != ",":
             return False
         QApplication.sendEvent(watched, QKeyEvent(event.type(), Qt.Key.Key_Period, event.modifiers(), "."))

@@ -306,7 +306,8 @@ def mark_view(viewer: napari.viewer.Viewer) -> None:
     outline_top(viewer)
     sources: dict[Any, list[Any]] = {}  # the results that are seen, and what is seen of each, finest scale first
     for layer in [a for a in reversed(viewer.layers) if tag(a).get("role") in (LESION, HEATMAP, SAVED) and a.visible]:
-        source = layer if tag(layer)["role"] == SAVED else tag(layer)["slide"]
+        mark = tag(layer)
+        source = (mark["name"], mark["weak"]) if mark["role"] == SAVED else mark["slide"]
         sources.setdefault(source, []).append(layer)
     saved = any(tag(one)["role"] == SAVED for seen in sources.values() for one in seen)
     named = saved or len(slide_layers(viewer)) > 1

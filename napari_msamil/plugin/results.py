@@ -52,6 +52,7 @@ class Results(QObject):
         self._form = form
         self._view = view
         self._closed = False
+        self._folder = ""  # where the last result was saved
         self._visited: dict[str, tuple[int, int]] = {}  # by slide: scale of the last patch shown, its place
         view.scale_chosen.connect(self._show_scale)
         view.values_chosen.connect(self._show_values)
@@ -176,8 +177,9 @@ class Results(QObject):
             self._view.say(text, error=not good)
 
     def _ask_where_to_save(self) -> None:
-        folder = QFileDialog.getExistingDirectory(self._view, "Folder for the results")
+        folder = QFileDialog.getExistingDirectory(self._view, "Folder for the results", self._folder)
         if folder:
+            self._folder = folder
             self.save(folder)
 
     def _chosen(self) -> Prediction:

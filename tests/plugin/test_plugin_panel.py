@@ -657,8 +657,14 @@ def test_the_pixel_size_is_typed_with_a_point_or_a_comma(
         qtbot.keyClick(field, Qt.Key.Key_Return)
         assert slides.mpp_of(layer) == (0.25, 0.25)
         assert field.text() == "0.2500"
+        field.selectAll()
+        QApplication.clipboard().setText(typed.replace("2", "7"))
+        field.lineEdit().paste()  # as the field's context menu does
+        assert panel.form.mpp.value == 0.75
+        qtbot.keyClick(field, Qt.Key.Key_Return)
+        assert slides.mpp_of(layer) == (0.75, 0.75)
         qtbot.keyClick(field, Qt.Key.Key_Up)
-        assert panel.form.mpp.value == 0.25
+        assert panel.form.mpp.value == 0.75
         panel.shut_down()
     finally:
         QLocale.setDefault(before)

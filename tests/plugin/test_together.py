@@ -360,3 +360,21 @@ def test_each_heatmap_that_is_seen_is_named_on_the_canvas(
     lines = compat.overlay(viewer, "text").text.split("\n")
     scales = [layer.name.rpartition(" ")[2] for layer in reversed(maps)]
     assert [line.partition(":")[0] for line in lines[: len(maps)]] == scales
+
+
+def test_saving_begins_in_the_folder_used_last(
+    panel: Any, slide_file: Path, tmp_path: Path, qtbot: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[str] = []
+
+    def choose(parent: Any, title: str, folder: str) -> str:
+        begun.append(folder)
+        return str(tmp_path / "results") if len(begun) == 1 else ""
+
+    monkeypatch.setattr("napari_msamil.plugin.results.QFileDialog.getExistingDirectory", choose)
+    panel.open_slide(slide_file)
+    run(panel, qtbot)
+    panel.result_view.save.native.click()
+    qtbot.waitUntil(lambda: panel.result_view.answer.text().startswith("Saved to"), timeout=SECONDS)
+    panel.result_view.save.native.click()
+    assert begun == ["", str(tmp_path / "results")]
