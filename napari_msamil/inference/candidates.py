@@ -38,6 +38,18 @@ def on_square(thumbnail: NDArray[np.uint8], px: int, background: tuple[int, int,
     return square
 
 
+def region_mask(region: tuple[Polygon, ...] | None, size: tuple[int, int]) -> NDArray[np.bool_] | None:
+    """Polygons in level-0 px as a mask (h, w) that stretches over a slide of `size` (width, height); None stays None.
+
+    Raises:
+        RegionError: no polygon touches the slide.
+    """
+    if region is None:
+        return None
+    shrink = min(1.0, REGION_PX / max(size))
+    return polygon_mask(region, size, (max(1, round(size[1] * shrink)), max(1, round(size[0] * shrink))))
+
+
 def candidate_table(
     size: tuple[int, int],
     mpp: tuple[float, float],
@@ -45,7 +57,7 @@ def candidate_table(
     *,
     tissue: NDArray[np.bool_],
     lesion: NDArray[np.bool_],
-    region: tuple[Polygon, ...] | None = None,
+    region: NDArray[np.bool_] | None = None,
 ) -> PatchTable:
     """All patches of a slide that touch tissue (and the region), at the scales of a model.
 
@@ -54,19 +66,15 @@ def candidate_table(
         mpp: (x, y) µm per level-0 px.
         card: of the model.
         tissue, lesion: (h, w) masks that stretch over the whole slide.
-        region: polygons in level-0 px; None is the whole slide.
+        region: another, from `region_mask`; None is the whole slide.
     """
-    mask = None
-    if region is not None:
-        shrink = min(1.0, REGION_PX / max(size))
-        mask = polygon_mask(region, size, (max(1, round(size[1] * shrink)), max(1, round(size[0] * shrink))))
     return build_table(
         size,
         mpp,
         scales=tuple(Scale(scale_mpp, card.patch_px) for scale_mpp in card.scales_mpp),
         tissue=tissue,
         lesion=lesion,
-        region=mask,
+        region=region,
         overlap=card.overlap,
         whole_pixels=card.grid == "mask_round",
     )

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from napari_msamil.errors import MissingMppError, MsamilError, NotFiniteError
-from napari_msamil.inference.candidates import candidate_table, choose_patches
+from napari_msamil.inference.candidates import candidate_table, choose_patches, region_mask
 from napari_msamil.inference.engine import Device, choose_device, tune_allocator
 from napari_msamil.inference.geojson import Polygon, polygon_mask, read_polygons
 from napari_msamil.inference.prediction import Prediction
@@ -131,15 +131,17 @@ def classify_steps(request: Request) -> Generator[Progress, None, Prediction]:
         file = slide.path.stat()
         if slide.mpp is None:
             raise MissingMppError(f"{slide.mpp_missing} Give the true value.")
+        size = (slide.width, slide.height)
+        region = region_mask(request.region, size)
         model, device = ready_model(request.model, request.device)
         clock.lap("open")
 
         yield Progress("lesion mask", 0, 1)
-        card, size = model.card, (slide.width, slide.height)
+        card = model.card
         tissue, lesion = find_masks(slide, model, device)
         clock.lap("lesion mask")
 
-        table = candidate_table(size, slide.mpp, card, tissue=tissue, lesion=lesion, region=request.region)
+        table = candidate_table(size, slide.mpp, card, tissue=tissue, lesion=lesion, region=region)
         selection = choose_patches(table, card)
         if selection.rows.size == 0:
             raise MsamilError(f"{slide.name}: {_nothing(request, table, selection)}")

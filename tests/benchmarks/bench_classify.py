@@ -105,7 +105,7 @@ def _usual(slide: Path, mpp: float, model: Path, quick: bool) -> dict[str, Any]:
     import torch
     from torch.utils.data import DataLoader
 
-    from napari_msamil.inference.candidates import candidate_table, choose_patches
+    from napari_msamil.inference.candidates import candidate_table, choose_patches, region_mask
     from napari_msamil.models.bag import Bag
     from napari_msamil.models.model import load_model
     from napari_msamil.patches.tissue import tissue_mask
@@ -120,7 +120,8 @@ def _usual(slide: Path, mpp: float, model: Path, quick: bool) -> dict[str, Any]:
             shrunk = handle.get_thumbnail((side, side)).convert("RGB").resize((side, side))
         lesion = (torch.sigmoid(net.segmenter(_to_input(np.asarray(shrunk))[None]))[0].squeeze() > 0.5).numpy()
         size, mask = (opened.width, opened.height), tissue_mask(thumbnail)
-        table = candidate_table(size, opened.mpp, net.card, tissue=mask, lesion=lesion, region=_corner(quick))
+        region = region_mask(_corner(quick), size)
+        table = candidate_table(size, opened.mpp, net.card, tissue=mask, lesion=lesion, region=region)
         table = table.take(choose_patches(table, net.card).rows)
         loader = DataLoader(_Patches(slide, table), batch_size=16, num_workers=2)
         features = torch.cat([extractor(batch) for batch in loader])
