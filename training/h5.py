@@ -9,6 +9,7 @@ import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,7 @@ class FeatureFolders:
             raise FeatureError(
                 f"{slide.stem}: its scales have {' and '.join(map(str, sorted(widths)))} numbers a patch"
             )
+        self._check_order(slide, parts)
         sides = [part.side for part in parts if part.side is not None]
         ends = [part.size if part.size is not None else part.end for part in parts]
         return Bag(
@@ -72,6 +74,16 @@ class FeatureFolders:
             slide_size=(max(1, *(round(end[0]) for end in ends)), max(1, *(round(end[1]) for end in ends))),
             footprint=torch.tensor(sides, dtype=torch.float64) if len(sides) == len(parts) else None,
         )
+
+    def _check_order(self, slide: Path, parts: Sequence["_Part"]) -> None:
+        """Refuse a coarser scale whose patches lie closer than a finer one's: its folder stands in another's place."""
+        steps = [(part.step, folder) for part, folder in zip(parts, self.folders, strict=True) if part.step is not None]
+        for (fine, first), (coarse, second) in pairwise(steps):
+            if coarse < fine * (1 - _TOLERANCE):
+                raise FeatureError(
+                    f"{slide.stem}: its patches in {first} lie {fine} px apart, those in {second} only {coarse}: "
+                    "mil.features names the folder of the finest scale first, in the order of model.scales_mpp"
+                )
 
     def bags_of(self, slides: Sequence[CohortSlide]) -> StoredBags:
         """Bags of some slides, read when they are asked for."""
@@ -157,6 +169,17 @@ class _Part:
     coords: NDArray[np.int64]
     side: tuple[float, float] | None
     size: tuple[float, float] | None
+
+    @property
+    def step(self) -> int | None:
+        """How far apart neighbours in a row of patches begin, most often; None where no two lie in one row."""
+        rows = self.coords[np.lexsort(self.coords.T)]  # by y, then x
+        apart, down = np.diff(rows, axis=0).T
+        apart = apart[(down == 0) & (apart > 0)]
+        if not len(apart):
+            return None
+        steps, counts = np.unique(apart, return_counts=True)
+        return int(steps[counts.argmax()])
 
     @property
     def end(self) -> tuple[float, float]:

@@ -152,6 +152,18 @@ def test_a_folder_per_scale_makes_one_bag_finest_first(tmp_path: Path) -> None:
         read(coarse, fine, mpp=(0.5, 1.0))
 
 
+def test_folders_in_the_wrong_order_are_refused(tmp_path: Path) -> None:
+    """CLAM's files do not say their magnification; the distance of their patches does."""
+    fine = write_clam(tmp_path / "20x" / "s.h5", drawn(1))
+    coarse = write_clam(tmp_path / "10x" / "s.h5", drawn(2)[:8], 2 * PLACES[:8])
+    lone = write_clam(tmp_path / "5x" / "s.h5", drawn(3)[:1], PLACES[:1])  # tells nothing
+    assert len(read(fine, coarse, lone, mpp=(0.5, 1.0, 2.0)).coords) == 29
+    assert len(read(fine, lone, fine, mpp=(0.5, 1.0, 2.0)).coords) == 41  # the same field at all scales is no fault
+    said = r"10x lie 1024 px apart, those in .*20x only 512: mil\.features names the folder of the finest scale first"
+    with pytest.raises(FeatureError, match=said):
+        read(coarse, lone, fine, mpp=(0.5, 1.0, 2.0))
+
+
 def linked(file: Path) -> None:
     with h5py.File(file, "w") as out:
         out["features"], out["coords"] = h5py.ExternalLink("other.h5", "features"), PLACES
