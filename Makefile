@@ -5,7 +5,6 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-SCREEN := xvfb-run -a -s "-screen 0 1366x768x24"
 
 # What Qt, OpenGL and a windowless screen need on Debian and Ubuntu; elsewhere they come with the desktop.
 APT := python3-venv xvfb xauth libegl1 libgl1 libgl1-mesa-dri libopengl0 libglib2.0-0 libfontconfig1 libdbus-1-3 \
@@ -19,8 +18,8 @@ demo: $(VENV)/.app
 
 test: $(VENV)/.test lint
 	$(BIN)/npe2 validate napari-msamil
-	OMP_NUM_THREADS=1 QT_API=pyqt6 $(SCREEN) $(BIN)/python -m pytest -m gui -n 2 --dist loadgroup
-	OMP_NUM_THREADS=1 QT_API=pyqt5 $(SCREEN) $(BIN)/python -m pytest -n 2 --dist loadgroup
+	OMP_NUM_THREADS=1 QT_API=pyqt6 $(BIN)/python -m pytest -m gui -n 2 --dist loadgroup
+	OMP_NUM_THREADS=1 QT_API=pyqt5 $(BIN)/python -m pytest -n 2 --dist loadgroup
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

@@ -18,9 +18,10 @@ if "QT_API" in os.environ:  # pytest-qt has a variable of its own, and would loa
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """For processes that share the tests: the tests of a file stay together, and all that share the screen."""
+    """For processes that share the tests: the tests of a file stay together, but for windows, which share nothing."""
     for item in items:
-        item.add_marker(pytest.mark.xdist_group("gui" if item.get_closest_marker("gui") else item.path.name))
+        if not item.get_closest_marker("gui"):
+            item.add_marker(pytest.mark.xdist_group(item.path.name))
 
 
 @pytest.fixture(scope="session")

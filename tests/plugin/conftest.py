@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,15 @@ def full_speed(monkeypatch: pytest.MonkeyPatch) -> None:
     from napari_msamil.plugin import worker
 
     monkeypatch.setattr(worker, "step_back", lambda steps: None)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def what_is_imported_is_never_garbage() -> None:
+    """napari collects garbage whenever a layer is removed; what torch, Qt and napari hold need not be searched."""
+    import napari_msamil.plugin.panel  # noqa: F401
+
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

@@ -1194,13 +1194,13 @@ def test_the_view_pans_while_a_classification_reads_the_same_slide(
     viewer.window.add_dock_widget(panel)
     panel.form.choose_model(model_file)
     panel.form.device.value = "cpu"
-    panel.open_slide(make_slide("large.tif", size=(3000, 2400)))
+    panel.open_slide(make_slide("large.tif", size=(2000, 1600)))
     panel.run_view.start.native.click()
     camera = compat.camera(viewer)
     turns = 0
     while panel.running or turns < 40:
         camera.zoom = (2.0, 0.7, 0.3)[turns // 5 % 3]
-        camera.center = (0, 1200 + 900 * np.sin(turns), 1500 + 1200 * np.cos(turns))
+        camera.center = (0, 800 + 600 * np.sin(turns), 1000 + 800 * np.cos(turns))
         qtbot.wait(5)
         turns += 1
     assert not panel.result_view.isHidden(), panel.run_view.status.text()

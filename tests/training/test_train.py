@@ -145,18 +145,20 @@ def test_a_tested_fold_is_not_opened_again(finished: Path, cohort: Path, monkeyp
 
 def test_killed_and_resumed_equals_never_interrupted_bit_for_bit(cohort: Path, tmp_path: Path) -> None:
     epochs = "end_to_end.epochs=4"
-    subprocess.run(shell("segment", cohort, tmp_path / "a", epochs), check=True, capture_output=True)
-    subprocess.run(shell("end-to-end", cohort, tmp_path / "a", epochs), check=True, capture_output=True)
-    subprocess.run(shell("segment", cohort, tmp_path / "b", epochs), check=True, capture_output=True)
+    train("segment", cohort, tmp_path / "a", epochs)
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    train("end-to-end", cohort, tmp_path / "a", epochs)
     log = tmp_path / "b" / "fold-0" / "log.jsonl"
-    process = subprocess.Popen(shell("end-to-end", cohort, tmp_path / "b", epochs), stderr=subprocess.DEVNULL)
+    alike = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}  # sums differ by the number of threads
+    going_on = shell("end-to-end", cohort, tmp_path / "b", epochs)
+    process = subprocess.Popen(going_on, stderr=subprocess.DEVNULL, env=alike)
     while process.poll() is None and not (tmp_path / "b" / "fold-0" / "end-to-end.pt").exists():
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
     part = torch.load(tmp_path / "b" / "fold-0" / "end-to-end.pt", weights_only=True)["state"]["step"]
     (tmp_path / "b" / "fold-0" / "end-to-end.pt.tmp-1-1").write_bytes(b"half of a checkpoint")
-    subprocess.run(shell("end-to-end", cohort, tmp_path / "b", epochs), check=True, capture_output=True)
+    train("end-to-end", cohort, tmp_path / "b", epochs)
     one, two = (torch.load(tmp_path / k / "fold-0" / "end-to-end.pt", weights_only=True) for k in "ab")
     assert 0 < part < one["state"]["step"] == two["state"]["step"]
     assert not list(tmp_path.rglob("*.tmp-*")), "what was half written is gone"
@@ -238,11 +240,9 @@ def test_without_lesions_the_model_looks_at_all_tissue(cohort: Path, tmp_path: P
 
 
 def test_processes_that_read_patches_give_the_same_training_as_a_thread(cohort: Path, tmp_path: Path) -> None:
-    alone = {**os.environ, "OMP_NUM_THREADS": "1"}
-    for stage in ("segment", "end-to-end"):
-        for out, workers in (("a", 0), ("b", 2)):
-            line = shell(stage, cohort, tmp_path / out, f"machine.workers={workers}")
-            subprocess.run(line, check=True, capture_output=True, env=alone)
+    for out, workers in (("a", 0), ("b", 2)):
+        for stage in ("segment", "end-to-end"):
+            train(stage, cohort, tmp_path / out, f"machine.workers={workers}")
     one, two = (torch.load(tmp_path / k / "fold-0" / "end-to-end.pt", weights_only=True) for k in "ab")
     for name, value in one["modules"]["aggregator"].items():
         assert torch.equal(value, two["modules"]["aggregator"][name]), name
