@@ -7,6 +7,7 @@ next opening costs nothing. Decoding happens at the first read or in `prepare`, 
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import struct
@@ -26,7 +27,7 @@ from napari_msamil.errors import ReadError, SlideError
 from napari_msamil.slide.backend import FileFacts, empty_picture
 from napari_msamil.slide.colour import PixelFormat, orientation_warning
 from napari_msamil.slide.resample import reduce_box
-from napari_msamil.slide.store import PyramidStore
+from napari_msamil.slide.store import PyramidStore, from_environment, new_array
 
 MAX_PX = 10**10
 """Largest flat image taken, in pixels; the environment variable MSAMIL_FLAT_MAX_PX sets another ceiling."""
@@ -101,6 +102,8 @@ class FlatBackend:
         except (SlideError, MemoryError):
             raise
         except Exception as error:  # codecs raise whatever they like
+            if isinstance(error, OSError) and error.errno == errno.ENOSPC:  # nothing is wrong with the image
+                raise
             raise ReadError(
                 f"{self._path.name} cannot be decoded ({error}); it is damaged or cut off, copy it again."
             ) from error
@@ -144,7 +147,7 @@ def check_size(path: Path, width: int, height: int) -> None:
     """Refuse what is empty or larger than the ceiling, before a byte of it is decoded."""
     if width < 1 or height < 1:
         raise SlideError(empty_picture(path, width, height))
-    ceiling = int(float(os.environ.get("MSAMIL_FLAT_MAX_PX", MAX_PX)))
+    ceiling = int(from_environment("MSAMIL_FLAT_MAX_PX", MAX_PX))
     if width * height > ceiling:
         raise SlideError(
             f"{path.name} is {width} x {height} pixels large, more than the ceiling of {ceiling:.3g} pixels; "
@@ -247,15 +250,16 @@ def _check_png(data: mmap.mmap) -> None:
 
 
 def _decode_other(decoder: Callable[..., Any], data: Any, header: FlatHeader, out: NDArray[np.uint8]) -> None:
-    """Decode grey, alpha and 16-bit images: as stored first (in a temporary file where large), then by strips."""
+    """Decode grey, alpha and 16-bit images: as stored first (where large in a file beside `out`'s), then by strips."""
     if header.width * header.height <= IN_MEMORY_PX:
         stored = np.asarray(decoder(data))
         _convert(stored, out)
         return
     shape = (header.height, header.width, header.samples) if header.samples > 1 else (header.height, header.width)
     dtype = np.uint16 if header.bits == 16 else np.uint8
-    with tempfile.TemporaryFile() as file:
-        stored = np.memmap(file, dtype, "w+", shape=shape)
+    assert isinstance(out, np.memmap)  # so large an image is decoded into a file
+    with tempfile.TemporaryDirectory(dir=Path(str(out.filename)).parent) as folder:
+        stored = new_array(Path(folder, "stored.npy"), shape, dtype)
         decoder(data, out=stored)
         for y in range(0, header.height, 512):
             _convert(stored[y : y + 512], out[y : y + 512])

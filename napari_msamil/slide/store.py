@@ -9,11 +9,13 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from napari_msamil.errors import SlideError
+from napari_msamil.files import TEMPORARY
 from napari_msamil.slide.resample import reduce_box
 
 logger = logging.getLogger(__name__)
@@ -34,7 +36,7 @@ class PyramidStore:
 
     def __init__(self, folder: Path | None = None, max_bytes: int | None = None) -> None:
         self.folder = folder if folder is not None else default_folder()
-        gigabytes = float(os.environ.get("MSAMIL_CACHE_GB", CACHE_GB))
+        gigabytes = from_environment("MSAMIL_CACHE_GB", CACHE_GB)
         self.max_bytes = int(gigabytes * 1e9) if max_bytes is None else max_bytes
 
     def levels(
@@ -59,7 +61,7 @@ class PyramidStore:
         if found is not None:
             return found
         needed = sum(width * height * 3 for width, height in sizes)
-        work = self.folder / f"{uid}.tmp-{os.getpid()}-{time.monotonic_ns()}"
+        work = _temporary(entry)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._make_room(path, needed)
@@ -84,7 +86,7 @@ class PyramidStore:
     ) -> None:
         previous: NDArray[np.uint8] | None = None
         for number, (width, height) in enumerate(sizes):
-            level = _new_array(work / f"level{number}.npy", (height, width, 3))
+            level = new_array(work / f"level{number}.npy", (height, width, 3))
             if previous is None:
                 fill(level)
             else:
@@ -96,8 +98,10 @@ class PyramidStore:
         try:
             work.replace(entry)
         except OSError:
-            if not (entry / "info.json").is_file():  # otherwise another process was faster, with the same pixels
-                raise
+            if (entry / "info.json").is_file():  # another process was faster, with the same pixels
+                return
+            shutil.rmtree(entry, ignore_errors=True)  # what is left of one whose removal stopped half-way
+            work.replace(entry)
 
     def _open(self, entry: Path, sizes: tuple[tuple[int, int], ...]) -> list[NDArray[np.uint8]] | None:
         info = entry / "info.json"
@@ -113,7 +117,7 @@ class PyramidStore:
             os.utime(info)
         except (OSError, ValueError) as error:
             logger.warning("decoded image %s is unusable (%s) and is made anew", entry, error)
-            shutil.rmtree(entry, ignore_errors=True)
+            _remove(entry)
             return None
         return levels
 
@@ -124,7 +128,7 @@ class PyramidStore:
         while entries and (total + needed > self.max_bytes or self._free() < needed * 1.05):
             _, size, entry = entries.pop(0)
             logger.info("removing decoded image %s (%.1f GB)", entry, size / 1e9)
-            shutil.rmtree(entry, ignore_errors=True)  # on Windows a file in use stays
+            _remove(entry)
             total -= size
         if self._free() < needed * 1.05:
             raise SlideError(
@@ -136,15 +140,15 @@ class PyramidStore:
         return shutil.disk_usage(self.folder).free
 
     def _entries(self) -> list[tuple[float, int, Path]]:
-        """Return (last use, bytes, folder) of each finished image, oldest first; half-written old ones are removed."""
+        """Return (last use, bytes, folder) of each whole image, oldest first; what is left of others is removed."""
         found = []
         for entry in self.folder.iterdir():
             info = entry / "info.json"
             try:
-                if ".tmp-" in entry.name:
+                if TEMPORARY in entry.name or not info.is_file():
                     if time.time() - entry.stat().st_mtime > STALE_SECONDS:
                         shutil.rmtree(entry, ignore_errors=True)
-                elif info.is_file():
+                else:
                     size = sum(file.stat().st_size for file in entry.glob("level*.npy"))
                     found.append((info.stat().st_mtime, size, entry))
             except FileNotFoundError:
@@ -160,14 +164,44 @@ def default_folder() -> Path:
     return Path(base) / "decoded-images"
 
 
+def from_environment(name: str, default: float) -> float:
+    """Return the number in an environment variable, or the default where it is not set."""
+    text = os.environ.get(name, "")
+    try:
+        return float(text) if text else default
+    except ValueError:
+        raise SlideError(
+            f"The environment variable {name} is {text!r}: set it to a number, such as {default:g}."
+        ) from None
+
+
+def _temporary(entry: Path) -> Path:
+    return entry.with_name(f"{entry.name}{TEMPORARY}{os.getpid()}-{time.monotonic_ns()}")
+
+
+def _remove(entry: Path) -> None:
+    """Remove a decoded image so that it is whole or not there, at any moment."""
+    aside = _temporary(entry)
+    try:
+        entry.replace(aside)
+    except OSError:  # on Windows one in use stays
+        return
+    shutil.rmtree(aside, ignore_errors=True)
+
+
 def _reduce_by_strips(fine: NDArray[np.uint8], coarse: NDArray[np.uint8], step: int) -> None:
     rows = max(1, STRIP_BYTES // (fine.shape[1] * 3 * step))
     for y in range(0, coarse.shape[0], rows):
         coarse[y : y + rows] = reduce_box(np.ascontiguousarray(fine[y * step : (y + rows) * step]), step)
 
 
-def _new_array(path: Path, shape: tuple[int, int, int]) -> np.memmap[tuple[int, ...], np.dtype[np.uint8]]:
-    array = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
+def new_array(path: Path, shape: tuple[int, ...], dtype: type[np.generic] = np.uint8) -> np.memmap[Any, Any]:
+    """Make a .npy file and map it; its space is taken at once.
+
+    Raises:
+        OSError: the disk is full.
+    """
+    array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
     if hasattr(os, "posix_fallocate"):  # a disk that fills up must fail here, not kill the process at a page fault
         with path.open("r+b") as file:
             os.posix_fallocate(file.fileno(), 0, path.stat().st_size)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import time
@@ -178,6 +179,46 @@ def test_a_full_or_forbidden_disk_gives_one_sentence_with_the_remedy(tmp_path, p
     monkeypatch.setenv("MSAMIL_CACHE_DIR", str(blocked))
     with open_slide(path) as slide, pytest.raises(SlideError, match=r"a\.png is decoded into .*set MSAMIL_CACHE_DIR"):
         slide.prepare()
+
+
+def test_a_disk_too_small_for_an_image_as_stored_is_one_sentence_too(tmp_path, picture, on_disk, monkeypatch) -> None:
+    """Space for the grey image as it is stored, before it becomes RGB, is taken beside the decoded one."""
+    path = save(tmp_path / "a.png", picture[..., 0])
+    places = []
+
+    def full(place: Path, *rest: object) -> np.ndarray:
+        places.append(place)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(flat, "new_array", full)
+    with (
+        open_slide(path) as slide,
+        pytest.raises(SlideError, match=r"a\.png is decoded into .*No space left.*free some"),
+    ):
+        slide.read_level(0, 0, 0, 10, 10)
+    assert on_disk in places[0].parents
+    assert list(on_disk.iterdir()) == []
+
+
+def test_an_image_whose_removal_stopped_half_way_is_made_anew(tmp_path, picture, on_disk) -> None:
+    path = save(tmp_path / "a.png", picture)
+    with open_slide(path) as slide:
+        truth = slide.read_level(0, 0, 0, 50, 50)
+    [entry] = on_disk.iterdir()
+    (entry / "info.json").unlink()
+    with open_slide(path) as slide:
+        np.testing.assert_array_equal(slide.read_level(0, 0, 0, 50, 50), truth)
+    assert (entry / "info.json").is_file()
+
+
+def test_a_bound_that_is_no_number_is_named_and_not_the_image(tmp_path, picture, on_disk, monkeypatch) -> None:
+    path = save(tmp_path / "a.png", picture)
+    monkeypatch.setenv("MSAMIL_CACHE_GB", "50GB")
+    with (
+        open_slide(path) as slide,
+        pytest.raises(SlideError, match=r"MSAMIL_CACHE_GB is '50GB': .* number, such as 50"),
+    ):
+        slide.read_level(0, 0, 0, 10, 10)
 
 
 @pytest.mark.parametrize("keep", [0.001, 0.2, 0.7, 0.98])
