@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import textwrap
 from functools import cache
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from napari_msamil.errors import ReadError
 from napari_msamil.inference.heatmap import Heatmap, colour
 from napari_msamil.inference.prediction import LESION_RGB, RESEARCH_USE, percent
 
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
 
     from napari_msamil.inference.prediction import Prediction
     from napari_msamil.slide.slide import Slide
+
+logger = logging.getLogger(__name__)
 
 PANEL_PX = 440
 GAP_PX = 16
@@ -35,7 +39,7 @@ def draw_overview(prediction: Prediction, slide: Slide) -> Image.Image:
     The border of a region that was looked at is drawn on all of them.
     """
     size = _panel_size(prediction.slide_size)
-    picture = slide.read(0, 0, slide.width, slide.height, size=size)
+    picture, unread = _picture(slide, size)
     maps = [prediction.heatmap(i) for i in range(len(prediction.table.scales))]
     panels = [
         ("Slide", picture),
@@ -57,11 +61,21 @@ def draw_overview(prediction: Prediction, slide: Slide) -> Image.Image:
         page.paste(_with_region(pixels, prediction), (left, top + 24))
         draw.rectangle((left - 1, top + 23, left + size[0], top + 24 + size[1]), outline=_LINE)
     _draw_scale_bar(draw, (GAP_PX, top + 24), size, prediction)
+    _label(draw, (GAP_PX + 10, top + 34), unread, size[0] - 20)
     _label(draw, (GAP_PX + size[0] + GAP_PX + 10, top + 34), _no_lesion(prediction, size), size[0] - 20)
     for number, line in enumerate(foot):
         draw.text((GAP_PX, below + _FOOT_PX * number), line, fill=_PALE, font=_font(12))
     _draw_key(draw, (width - GAP_PX, below))
     return page
+
+
+def _picture(slide: Slide, size: tuple[int, int]) -> tuple[NDArray[np.uint8], str]:
+    """The slide, and why it is not seen: of a level that only this picture needs, a part may be damaged."""
+    try:
+        return slide.read(0, 0, slide.width, slide.height, size=size), ""
+    except ReadError as error:
+        logger.warning("the overview shows no slide: %s", error)
+        return np.full((size[1], size[0], 3), slide.background, np.uint8), "This level of the file is damaged"
 
 
 def _panel_size(slide_size: tuple[int, int]) -> tuple[int, int]:
@@ -96,7 +110,8 @@ def _write_headline(draw: ImageDraw.ImageDraw, prediction: Prediction, width_px:
         said, width_px - 80 - round(draw.textlength(caveat, font=_font(22))), draw, 22
     )  # if many are found
     room = width_px - round(draw.textlength(said + caveat, font=_font(22)))
-    said = _shortened(prediction.slide_path.name, room, draw, 22) + said
+    name = "".join(letter if letter.isprintable() else "\ufffd" for letter in prediction.slide_path.name)
+    said = _shortened(name, room, draw, 22) + said
     draw.text((GAP_PX, 12), said, fill=_INK, font=_font(22))
     draw.text((GAP_PX + draw.textlength(said, font=_font(22)), 12), caveat, fill=_WARN, font=_font(22))
 

@@ -6,10 +6,12 @@ import csv
 import json
 import os
 import shutil
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from napari_msamil.errors import MsamilError, ResultExistsError
+from napari_msamil.files import TEMPORARY
 from napari_msamil.inference.geojson import mask_feature_collection
 from napari_msamil.inference.heatmap import write_heatmap
 from napari_msamil.inference.overview import draw_overview
@@ -28,12 +30,17 @@ def result_folder(slide_path: Path, out_dir: Path) -> Path:
 
 
 def check_free(folder: Path, *, overwrite: bool) -> None:
-    """Make sure that nothing but a result of ours may be replaced, and that only when asked; call it before long work.
+    """Make sure that a result can be written, over nothing but one of ours, if asked to; call it before long work.
 
     Raises:
         ResultExistsError: a result is there and `overwrite` is False, or the folder holds something else: a slide's own
             pixel folder may have the same name.
+        MsamilError: nothing can be written there.
     """
+    try:
+        _try_to_write(folder)
+    except OSError as error:
+        raise _cannot_write(folder, error) from error
     if not folder.exists():
         return
     if not (folder / SUMMARY).is_file():
@@ -65,22 +72,39 @@ def write_result(prediction: Prediction, out_dir: str | Path, *, overwrite: bool
         The folder `out_dir/<slide stem>`.
 
     Raises:
-        ResultExistsError: see `check_free`.
-        MsamilError: the folder cannot be written.
+        ResultExistsError, MsamilError: see `check_free`.
     """
     folder = result_folder(prediction.slide_path, Path(out_dir))
     check_free(folder, overwrite=overwrite)
-    temporary = folder.with_name(f".{folder.name}.tmp-{os.getpid()}")
+    temporary = _aside(folder)
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         _write_files(prediction, temporary)
         _replace_folder(temporary, folder)
     except OSError as error:
-        raise MsamilError(f"Cannot write the result to {folder}: {error.strerror or error}.") from error
+        raise _cannot_write(folder, error) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return folder
+
+
+def _cannot_write(folder: Path, error: OSError) -> MsamilError:
+    return MsamilError(f"Cannot write the result to {folder}: {error.strerror or error}.")
+
+
+def _aside(folder: Path) -> Path:
+    """A hidden folder of this thread beside a result's, of a short name: the slide's may be as long as names can be."""
+    return folder.with_name(f"{TEMPORARY}{os.getpid()}-{threading.get_ident()}")
+
+
+def _try_to_write(folder: Path) -> None:
+    """Make a folder in the nearest one that is there, and remove it; raises OSError where that fails."""
+    nearest = next(parent for parent in folder.absolute().parents if parent.exists())
+    trial = _aside(nearest / folder.name)
+    trial.mkdir()
+    trial.rmdir()
+    folder.exists()  # raises where the name is too long
 
 
 def _replace_folder(new: Path, folder: Path) -> None:
@@ -88,7 +112,7 @@ def _replace_folder(new: Path, folder: Path) -> None:
     if not folder.exists():
         new.rename(folder)
         return
-    old = folder.with_name(f".{folder.name}.old-{os.getpid()}")
+    old = _aside(folder).with_suffix(".old")
     folder.rename(old)
     try:
         new.rename(folder)
@@ -117,7 +141,8 @@ def _write_files(prediction: Prediction, folder: Path) -> None:
     with open_slide(prediction.slide_path, prediction.mpp) as slide:
         draw_overview(prediction, slide).save(folder / "overview.png")
     text = json.dumps(prediction.summary(), indent=2, ensure_ascii=False)
-    (folder / SUMMARY).write_text(text + "\n", encoding="utf-8")
+    # a file name may hold bytes that are no UTF-8: written with a backslash, they are JSON all the same
+    (folder / SUMMARY).write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
 
 
 def _write_patches(prediction: Prediction, path: Path) -> None:

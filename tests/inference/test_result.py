@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,14 +14,14 @@ import pytest
 import tifffile
 from PIL import Image
 
-from napari_msamil.errors import MsamilError, ResultExistsError
+from napari_msamil.errors import MsamilError, ReadError, ResultExistsError
 from napari_msamil.inference import result
 from napari_msamil.inference.classify import classify
 from napari_msamil.inference.geojson import Polygon
 from napari_msamil.inference.overview import _WARN, _font, _foot, _no_lesion, draw_overview, round_length
 from napari_msamil.inference.prediction import RESEARCH_USE, Prediction
 from napari_msamil.inference.result import write_result
-from napari_msamil.slide.slide import open_slide
+from napari_msamil.slide.slide import Slide, open_slide
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +111,39 @@ def test_a_failure_half_way_leaves_neither_a_new_folder_nor_harms_the_old(
     with pytest.raises(MsamilError, match="No space left"):
         write_result(prediction, tmp_path / "new")
     assert list((tmp_path / "new").iterdir()) == []
+
+
+def test_a_place_that_cannot_be_written_is_known_before_the_work(tmp_path: Path) -> None:
+    taken = tmp_path / "file"
+    taken.write_text("mine")
+    for folder in (taken / "square", taken / "deep" / "square", tmp_path / ("long" * 80)):
+        with pytest.raises(MsamilError, match="Cannot write the result to"):
+            result.check_free(folder, overwrite=True)
+    result.check_free(tmp_path / "new" / "square", overwrite=False)
+    assert [p.name for p in tmp_path.iterdir()] == ["file"], "trying leaves nothing behind"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere file names are text")
+@pytest.mark.parametrize("name", ["Schnitt_\udce4.tif", "two\nlines.tif", "n" * 250 + ".tif"])
+def test_any_name_that_a_file_can_have_is_written(prediction: Prediction, tmp_path: Path, name: str) -> None:
+    slide = tmp_path / name
+    shutil.copyfile(prediction.slide_path, slide)
+    folder = write_result(replace(prediction, slide_path=slide), tmp_path / "out")
+    assert folder.name == slide.stem
+    assert json.loads((folder / "prediction.json").read_text(encoding="utf-8"))["slide"]["name"] == name
+
+
+def test_a_damaged_level_that_only_the_picture_needs_costs_the_picture_and_not_the_result(
+    prediction: Prediction, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def damaged(*place: object, **size: object) -> None:
+        raise ReadError("square.tif cannot be read at level 3")
+
+    monkeypatch.setattr(Slide, "read", damaged)
+    folder = write_result(prediction, tmp_path)
+    with Image.open(folder / "overview.png") as page:
+        assert (np.asarray(page)[100:] == _WARN).all(axis=-1).any(), "the first panel says why it shows no slide"
+    assert (folder / "prediction.json").is_file()
 
 
 def test_the_overview_tells_every_note_and_what_the_model_is_for(prediction: Prediction) -> None:
