@@ -26,6 +26,7 @@ from napari_msamil.patches.areas import box_areas
 from napari_msamil.patches.areas import pieces as lay_out
 from napari_msamil.patches.grid import PatchTable
 from napari_msamil.patches.reader import PatchBatch, read_patches
+from napari_msamil.patches.select import tissue_rows
 from napari_msamil.patches.tissue import tissue_mask
 from napari_msamil.slide.slide import Slide, open_slide
 
@@ -114,6 +115,7 @@ class SlideStore:
         try:
             if not self._file(row).exists():
                 self._prepare(row)
+            self._look_for_tissue(row)
             if read_all:
                 self._read_all(row)
         except MsamilError as error:
@@ -150,11 +152,18 @@ class SlideStore:
         one = self.slides[row]
         return json.dumps([identity(file) for file in (one.path, one.lesion) if file is not None and file.exists()])
 
+    def _look_for_tissue(self, row: int) -> None:
+        """Raise MsamilError where no patch is one of tissue: a bag could not be made of the slide after training."""
+        table, least = self.table(row), self.card.thresholds.tissue_fraction
+        if not len(tissue_rows(table, least)):
+            most = f"its patches hold at most {table.tissue.max():.2f}" if len(table) else "it shows none"
+            raise MsamilError(
+                f"no patch holds {least:.2f} or more of tissue ({most}): there is nothing to learn from it."
+            )
+
     def _read_all(self, row: int) -> None:
         """Read each patch that touches tissue, at all scales, and forget it; whatever a stage draws is among them."""
         table = self.table(row)
-        if not len(table):
-            raise MsamilError("it shows no tissue: there is nothing to learn from it.")
         for _ in self._batches(row, table, batch_size=_READ_BATCH, workers=min(4, os.cpu_count() or 1)):
             pass
 

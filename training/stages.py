@@ -284,8 +284,9 @@ class Fold:
         if source is None or stage == "extract":
             return
         other = source / self.folder.name / own.name
+        training, held = self.training(), self.held()  # in all processes: they look at the slides together
         if rank() == 0 and other.exists() and not own.exists():
-            plan = plan_of(stage, self.run, self.training(), self.held())
+            plan = plan_of(stage, self.run, training, held)
             try:
                 state, _ = load_checkpoint(other, asdict(plan), {}, None)
             except CheckpointError as error:
@@ -293,7 +294,7 @@ class Fold:
                 _log.info("fold %d: %s is made anew, not taken over: %s", self.number, stage, why)
             else:
                 kept = SlideStore(self.run.cohort.slides, self.run.card, source / THUMBNAILS)
-                changed = list(filter(None, map(kept.changed, [*self.training(), *self.held()])))
+                changed = list(filter(None, map(kept.changed, [*training, *held])))
                 if changed:
                     raise RunError(
                         f"machine.reuse is {source}, a run of other slides: the file of {changed[0]} changed since "

@@ -6,6 +6,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tifffile
 import torch
@@ -13,7 +14,7 @@ import torch
 from napari_msamil.errors import ReadError
 from napari_msamil.slide.slide import Slide, open_slide
 from napari_msamil.training.checkpoint import CheckpointError
-from napari_msamil.training.cohort import read_cohort, write_cohort
+from napari_msamil.training.cohort import CohortError, read_cohort, write_cohort
 from napari_msamil.training.command import run_training
 from napari_msamil.training.datasets import synthetic
 
@@ -128,3 +129,33 @@ def test_leaving_slides_out_of_a_run_that_learned_from_them_is_refused(spoiled: 
     train("segment", spoiled, tmp_path / "run")
     with pytest.raises(CheckpointError, match=r"cannot be resumed: .*it learned from other slides or settings"):
         train("segment", spoiled, tmp_path / "run", SKIP)
+
+
+def thin(file: Path) -> None:
+    """Put a slide in the place of another that shows a thread of tissue, so that no patch is one of tissue."""
+    with open_slide(file) as slide:
+        width, height, mpp = slide.width, slide.height, slide.mpp
+    assert mpp is not None
+    picture = np.full((height, width, 3), 245, np.uint8)
+    picture[height // 2 - 16 : height // 2 + 16, 100:-100] = (170, 80, 150)
+    where = {"resolution": (1e4 / mpp[0], 1e4 / mpp[1]), "resolutionunit": "CENTIMETER"}
+    tifffile.imwrite(file, picture, tile=(256, 256), photometric="rgb", **where)
+
+
+@pytest.mark.parametrize("row", [TRAINED, TESTED])
+def test_a_slide_without_a_patch_of_tissue_is_left_out_before_training_and_not_found_after_it(
+    drawn: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, row: int
+) -> None:
+    table = Path(shutil.copytree(drawn.parent, tmp_path / "cohort")) / drawn.name
+    file = read_cohort(table).slides[row].path
+    thin(file)
+    if row == TRAINED:
+        with pytest.raises(
+            CohortError, match=rf"{file.name}: no patch holds 0\.50 or more of tissue .*skip_bad_slides"
+        ):
+            train("segment", table, tmp_path / "stopped")
+    with caplog.at_level(logging.WARNING, "napari_msamil"):
+        train("all", table, tmp_path / "run", SKIP)
+    assert f"left out: {file.name}: no patch holds 0.50 or more of tissue (its patches hold at most 0." in caplog.text
+    result = json.loads((tmp_path / "run" / "fold-0" / "result.json").read_text())
+    assert result["left_out"] == [file.name]

@@ -117,3 +117,12 @@ def test_two_processes_train_and_score_as_one_does(tmp_path: Path) -> None:
     ]
     for name, value in weights[0].items():
         torch.testing.assert_close(value, weights[1][name], rtol=0, atol=2e-3)
+
+
+def test_two_processes_take_a_stage_over_from_another_run(tmp_path: Path) -> None:
+    cohort = synthetic.write(tmp_path / "cohort", slides=10, size_px=512)
+    for processes, settings in ((1, ()), (2, (f"machine.reuse={tmp_path / '1'}",))):
+        where = ("--preset", "tiny", "--cohort", str(cohort), "--out", str(tmp_path / str(processes)))
+        run(processes, "-m", "napari_msamil.training", "segment", *where, "machine.device=cpu", *settings)
+    taken, made = ((tmp_path / k / "fold-0" / "segment.pt").read_bytes() for k in "21")
+    assert taken == made

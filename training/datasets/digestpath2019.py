@@ -4,9 +4,9 @@ Layout as published: `tissue-train-pos-v1/` with pairs `{name}.jpg` and `{name}_
 `tissue-train-neg/` with `{name}.jpg`, whose tissue is known to have none.
 
 The files give no patients. Their names tell of the specimen, the date and time of its scan and the place cut out of it,
-as in `18-09926A_2019-05-08 00_06_12-lv1-23405-10754-6406-3826`: all pictures of a specimen count as one patient. Where
-it begins with a year, as in `2018_64982_1-3`, the block after the number is left off; where a name begins with the
-date, all pictures of that scan are one patient; any other picture is a patient of its own.
+as in `18-09926A_2019-05-08 00_06_12-lv1-23405-10754-6406-3826`: all pictures of a specimen count as one patient. Blocks
+of one specimen, the letter in `18-09926A` and what follows the number in `2018_64982_1-3`, are left off; where a name
+begins with the date, all pictures of that scan are one patient; any other picture is a patient of its own.
 
 The challenge tells of 20x and no pixel size: 0.5 µm per pixel is taken; give ``mpp`` if you know it better.
 """
@@ -25,6 +25,7 @@ CLASSES = ("negative", "positive")
 _WITHIN = "Colonoscopy_tissue_segment_dataset"  # what the download unpacks to
 _SCAN_DATE = re.compile(r"[-_ ]*20\d\d-\d\d-\d\d.*$")
 _YEAR_AND_NUMBER = re.compile(r"20\d\d[\W_]\d+")
+_BLOCK = re.compile(r"(?<=\d)[A-Za-z]$")
 
 
 def write(folder: str | Path, out: str | Path, *, mpp: float = MPP, overwrite: bool = False) -> Path:
@@ -71,4 +72,6 @@ def patient_of(stem: str) -> str:
     """The specimen that a picture's name speaks of; see the top of this file."""
     specimen = _SCAN_DATE.sub("", stem)
     numbered = _YEAR_AND_NUMBER.match(specimen)
-    return numbered.group() if numbered else specimen or stem.split("-lv1")[0]
+    if numbered:
+        return numbered.group()
+    return _BLOCK.sub("", specimen) if specimen else stem.split("-lv1")[0]
