@@ -109,6 +109,10 @@ class Cohort:
         """Those of some rows whose lesion is known, be it none."""
         return [row for row in rows if self.slides[row].lesion is not None or self.slides[row].lesion_free]
 
+    def has_lesion(self, rows: Sequence[int]) -> bool:
+        """Whether a lesion is marked on some of the rows; a slide that is known to have none is no such."""
+        return any(self.slides[row].lesion is not None for row in rows)
+
     def targets(self) -> NDArray[np.int64]:
         """Index of each slide's class, (n,); where classes do not exclude each other, 0 and 1 for each, (n, C)."""
         if self.exclusive:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,6 +10,8 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 from .cohort import SPLITS, Cohort, CohortError
 from .labels import membership
+
+_DRAWS = 5  # of validation parts, where few lesions are marked
 
 
 @dataclass(frozen=True)
@@ -62,12 +65,12 @@ def split_cohort(cohort: Cohort, *, folds: int = 5, validation: float = 0.2, see
 def refuse_untrainable_segmenters(cohort: Cohort, parts: Mapping[int, Parts]) -> None:
     """Raise CohortError where lesions are known to learn from, but all are empty, or none is there to choose by."""
     known = {fold: cohort.rows_with_lesion(part.training.tolist()) for fold, part in parts.items()}
-    marked = [fold for fold, rows in known.items() if any(cohort.slides[row].lesion for row in rows)]
+    marked = [fold for fold, rows in known.items() if cohort.has_lesion(rows)]
     empty = [fold for fold, rows in known.items() if rows and fold not in marked]
-    unchosen = [fold for fold in marked if not cohort.rows_with_lesion(parts[fold].validation.tolist())]
+    unchosen = [fold for fold in marked if not cohort.has_lesion(parts[fold].validation.tolist())]
     for found, lack in (
         (empty, "no training slide with a lesion to learn from, but some that have none"),
-        (unchosen, "no validation slide with a known lesion to choose the segmenter by"),
+        (unchosen, "no validation slide with a marked lesion to choose the segmenter by"),
     ):
         if found:
             which = f"fold{'s' if len(found) > 1 else ''} {', '.join(map(str, found))}"
@@ -80,7 +83,10 @@ def refuse_untrainable_segmenters(cohort: Cohort, parts: Mapping[int, Parts]) ->
 def _held_out(
     cohort: Cohort, rows: NDArray[np.int64], share: float, seed: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Rows less about a share of them, and that share; more where a class has few patients, so that it is in both."""
+    """Rows less about a share of them, and that share; more where a class has few patients, so that it is in both.
+
+    Where lesions are marked, some are in both if that can be had: to learn from, and to choose the segmenter by.
+    """
     patients = {who: len(found) for who, found in cohort.patients_by_outcome(rows.tolist()).items() if found}
     rarest = min(patients, key=lambda who: patients[who])
     if patients[rarest] < 2:
@@ -88,8 +94,13 @@ def _held_out(
             f"{cohort.source}: where a fold is tested, {rarest} one patient left, who cannot be both learned from and "
             "validated on: use more patients, or leave the class out."
         )
-    held = _draw(cohort, rows, max(2, min(round(1 / share), patients[rarest])), seed)[0]
-    return np.setdiff1d(rows, held), held
+    parts = max(2, min(round(1 / share), patients[rarest]))
+    draws = (held for turn in range(_DRAWS) for held in _draw(cohort, rows, parts, seed + turn))
+    pairs = ((np.setdiff1d(rows, held), held) for held in draws)
+    first = next(pairs)
+    if not cohort.has_lesion(rows.tolist()):
+        return first
+    return next((pair for pair in chain([first], pairs) if all(cohort.has_lesion(p.tolist()) for p in pair)), first)
 
 
 def _draw(cohort: Cohort, rows: NDArray[np.int64], folds: int, seed: int) -> list[NDArray[np.int64]]:

@@ -137,9 +137,9 @@ class Fold:
         if not known:
             _log.warning("fold %d: no training slide has a known lesion; stage segment is left out", self.number)
             return
-        if not held:
+        if not self.run.cohort.has_lesion(held):  # weights that find nothing would be the best
             raise RunError(
-                f"Fold {self.number} has no validation slide with a known lesion to choose the segmenter by."
+                f"Fold {self.number} has no validation slide with a marked lesion to choose the segmenter by."
             )
         draws = ThumbnailDraws(self._store, self.run.config, known)
         with closing(Ahead(draws, self._steps_from("segment"))) as draw:

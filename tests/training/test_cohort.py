@@ -290,9 +290,23 @@ def test_lesions_that_cannot_be_learned_or_not_be_chosen_by_are_refused_before_t
     def look_at(**lesions: str) -> None:
         refuse_untrainable_segmenters(cohort(**lesions), split_cohort(cohort(**lesions)))
 
-    with pytest.raises(CohortError, match="fold 0 would have no validation slide with a known lesion"):
+    with pytest.raises(CohortError, match="fold 0 would have no validation slide with a marked lesion"):
         look_at(s0="a.xml", s7="none")
+    with pytest.raises(CohortError, match="fold 0 would have no validation slide with a marked lesion"):
+        look_at(s0="a.xml", s1="none", s4="none")  # weights that find nothing would be the best
     with pytest.raises(CohortError, match="fold 0 would have no training slide with a lesion to learn from"):
         look_at(s0="none", s4="a.xml")
-    for lesions in ({"s0": "a.xml", "s1": "none", "s4": "none"}, {"s4": "none"}, {}):
+    for lesions in ({"s0": "a.xml", "s1": "none", "s4": "b.xml"}, {"s4": "none"}, {}):
         look_at(**lesions)
+
+
+def test_few_marked_lesions_are_shared_out_between_learning_and_choosing(table: Callable[..., Path]) -> None:
+    """With four of forty lesions marked, the first part drawn often holds none of them."""
+    for seed in range(10):
+        marked = {int(k) for k in np.random.default_rng(seed).choice(np.arange(1, 80, 2), 4, replace=False)}
+        lines = [f"s{k}.tif,{'ab'[k % 2]},p{k},{'none' if k % 2 == 0 else 'a.xml' * (k in marked)}" for k in range(80)]
+        cohort = read_cohort(table(*lines, header=HEADER + ",lesion"), files=False)
+        for part in split_cohort(cohort, seed=seed).values():
+            if len(marked - set(part.test.tolist())) > 1:  # else there is nothing to share
+                assert cohort.has_lesion(part.training.tolist())
+                assert cohort.has_lesion(part.validation.tolist())
