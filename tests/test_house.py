@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "slide": {"errors", "files"},
     "patches": {"errors", "slide"},
     "models": {"errors", "files"},
-    "inference": {"errors", "slide", "patches", "models", "resources"},
+    "inference": {"errors", "files", "slide", "patches", "models", "resources"},
     "plugin": {"errors", "slide", "patches", "models", "inference", "resources"},
     "training": {"errors", "files", "slide", "patches", "models", "inference", "resources"},
     "cli": {"errors", "slide", "inference", "cli_model", "cli_training"},

@@ -117,13 +117,25 @@ def _describe(path: Path, slide: Any, reader: str) -> tuple[TiffBackend, FileFac
         sizes=tuple(sizes),
         mpp=stated_mpp(tiff, properties, first),
         properties=public_properties(tiff, properties, first),
-        warnings=_orientation_warning(path, first),
+        warnings=(*_orientation_warning(path, first), *_other_pictures(path, tiff, first)),
         damage=_cut_off(path, levels),
     )
     backend = TiffBackend(path, tuple(levels))
     if first.compression in JPEG_2000:
         _try_first_tile(path, backend)
     return backend, facts
+
+
+def _other_pictures(path: Path, tiff: Any, shown: Any) -> tuple[str, ...]:
+    """That an OME-TIFF holds another picture that may be the slide: a second scan, or the scan behind a macro."""
+    if not tiff.is_ome:
+        return ()
+    sizes = [(one.keyframe.imagewidth, one.keyframe.imagelength) for one in tiff.series if one.keyframe is not shown]
+    large = [(w, h) for w, h in sizes if 2 * w * h >= shown.imagewidth * shown.imagelength]
+    if not large:
+        return ()
+    found = f"{len(large)} more picture{'s' if len(large) > 1 else ''} ({large[0][0]} x {large[0][1]} px)"
+    return (f"{path.name} holds {found}; only the first is used: export another one to a file of its own.",)
 
 
 def _cut_off(path: Path, levels: list[tuple[Part, ...]]) -> str:

@@ -236,3 +236,15 @@ def test_regions_scanned_apart_lie_where_the_scanner_put_them_with_background_be
         np.testing.assert_array_equal(slide.read_level(0, 150, 100, 200, 200), truth[100:300, 150:350])
         small = truth.reshape(120, 4, 150, 4, 3).mean(axis=(1, 3))
         assert np.abs(slide.read_level(1, 0, 0, 150, 120) - small).max() <= 0.5
+
+
+@pytest.mark.parametrize("second", [(1600, 1200), (200, 150)], ids=["a scan", "a label"])
+def test_another_large_picture_of_an_ome_tiff_is_told(tmp_path: Path, second: tuple[int, int]) -> None:
+    path = tmp_path / "two.ome.tif"
+    with tifffile.TiffWriter(path, ome=True) as tif:
+        for width, height in ((800, 600), second):
+            tif.write(np.full((height, width, 3), 200, np.uint8), photometric="rgb", tile=(256, 256))
+    with open_slide(path) as slide:
+        told = [text for text in slide.warnings if "more picture (1600 x 1200 px); only the first is used" in text]
+        assert (slide.width, slide.height) == (800, 600)
+        assert len(told) == (second == (1600, 1200))
