@@ -75,7 +75,7 @@ def _picture(slide: Slide, size: tuple[int, int]) -> tuple[NDArray[np.uint8], st
         return slide.read(0, 0, slide.width, slide.height, size=size), ""
     except ReadError as error:
         logger.warning("the overview shows no slide: %s", error)
-        return np.full((size[1], size[0], 3), slide.background, np.uint8), "This level of the file is damaged"
+        return np.full((size[1], size[0], 3), slide.background, np.uint8), "Not shown: the file is damaged here"
 
 
 def _panel_size(slide_size: tuple[int, int]) -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import os
@@ -104,7 +105,8 @@ def _try_to_write(folder: Path) -> None:
     trial = _aside(nearest / folder.name)
     trial.mkdir()
     trial.rmdir()
-    folder.exists()  # raises where the name is too long
+    with contextlib.suppress(FileNotFoundError):
+        folder.lstat()  # raises another error where the name is too long
 
 
 def _replace_folder(new: Path, folder: Path) -> None:
