@@ -115,7 +115,7 @@ class SlideStore:
         try:
             if not self._file(row).exists():
                 self._prepare(row)
-            self._look_for_tissue(row)
+                self._look_for_tissue(row)
             if read_all:
                 self._read_all(row)
         except MsamilError as error:
@@ -153,9 +153,13 @@ class SlideStore:
         return json.dumps([identity(file) for file in (one.path, one.lesion) if file is not None and file.exists()])
 
     def _look_for_tissue(self, row: int) -> None:
-        """Raise MsamilError where no patch is one of tissue: a bag could not be made of the slide after training."""
+        """Raise MsamilError where no patch is one of tissue: a bag could not be made of the slide after training.
+
+        Nothing is kept of such a slide then, so that it is looked at again; of all others this is done once.
+        """
         table, least = self.table(row), self.card.thresholds.tissue_fraction
         if not len(tissue_rows(table, least)):
+            self._file(row).unlink()
             most = f"its patches hold at most {table.tissue.max():.2f}" if len(table) else "it shows none"
             raise MsamilError(
                 f"no patch holds {least:.2f} or more of tissue ({most}): there is nothing to learn from it."

@@ -149,7 +149,7 @@ def test_a_slide_without_a_patch_of_tissue_is_left_out_before_training_and_not_f
     table = Path(shutil.copytree(drawn.parent, tmp_path / "cohort")) / drawn.name
     file = read_cohort(table).slides[row].path
     thin(file)
-    if row == TRAINED:
+    for _ in range(2 * (row == TRAINED)):  # the same command again says the same
         with pytest.raises(
             CohortError, match=rf"{file.name}: no patch holds 0\.50 or more of tissue .*skip_bad_slides"
         ):
