@@ -7,6 +7,7 @@ the stored numbers that count, also where zero is to be shown white: ImageJ and 
 
 import logging
 import mmap
+import os
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from napari_msamil.errors import AnnotationError, MsamilError
-from napari_msamil.slide.flat import check_size, read_header
+from napari_msamil.slide.flat import check_size, decode_as_stored, read_header, stored_dtype, stored_shape
 from napari_msamil.slide.tiff import quiet
 
 SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg")
@@ -153,26 +154,38 @@ def _sums(values: NDArray[Any], edges: NDArray[np.float64], *, axis: int) -> tup
 @contextmanager
 def _flat_blocks(path: Path, judge: Judge | None) -> Iterator[tuple[tuple[int, int], Iterator[_Block]]]:
     """Size and blocks of a PNG or JPEG."""
-    import imagecodecs
-
     header = read_header(path)
     check_size(path, header.width, header.height)
     lossy = header.kind == "JPEG"
-    decode = imagecodecs.jpeg8_decode if lossy else imagecodecs.png_decode
-    shape = (header.height, header.width) + ((header.samples,) if header.samples > 1 else ())
-    dtype = np.dtype(np.uint16 if header.bits == 16 else np.uint8)
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        if lossy and data.rfind(b"\xff\xd9", max(0, len(data) - 65536)) < 0:
-            raise EOFError("the file ends before the image does")  # libjpeg would fill up with grey and say nothing
-        with tempfile.TemporaryFile() as store:
-            large = int(np.prod(shape)) * dtype.itemsize > _IN_MEMORY_BYTES
-            out = np.memmap(store, dtype, "w+", shape=shape) if large else np.empty(shape, dtype)
+    shape, dtype = stored_shape(header), np.dtype(stored_dtype(header))
+    with (
+        path.open("rb") as file,
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
+        tempfile.TemporaryFile() as store,
+    ):
+        size = int(np.prod(shape)) * dtype.itemsize
+        large = size > _IN_MEMORY_BYTES
+        if large:
+            _take_space(store.fileno(), size, path)
+        out = np.memmap(store, dtype, "w+", shape=shape) if large else np.empty(shape, dtype)
 
-            def blocks() -> Iterator[_Block]:
-                decode(data, out=out)
-                yield from _strips(out, judge or (brighter_than_half if lossy else not_zero))
+        def blocks() -> Iterator[_Block]:
+            decode_as_stored(data, header, out)
+            yield from _strips(out, judge or (brighter_than_half if lossy else not_zero))
 
-            yield (header.width, header.height), blocks()
+        yield (header.width, header.height), blocks()
+
+
+def _take_space(file: int, size: int, path: Path) -> None:
+    """Take the space of a temporary file at once: a mapped file on a full disk would kill the process instead."""
+    if hasattr(os, "posix_fallocate"):
+        try:
+            os.posix_fallocate(file, 0, size)
+        except OSError as error:
+            raise AnnotationError(
+                f"The lesion mask {path} takes {size / 1e9:.1f} GB decoded, in {tempfile.gettempdir()}, which cannot "
+                f"hold them ({error.strerror}): free some space, or name another folder in TMPDIR."
+            ) from error
 
 
 def _strips(array: NDArray[Any], judge: Judge) -> Iterator[_Block]:

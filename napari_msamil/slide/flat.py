@@ -38,6 +38,8 @@ STEP = 4
 
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 JPEG_MAGIC = b"\xff\xd8\xff"
+LIBRARY = {"PNG": "imagecodecs", "JPEG": "simplejpeg"}
+"""What decodes each kind. imagecodecs has libjpeg-turbo too, but drops what it warns of: a hole in the file, say."""
 
 Fill = Callable[[NDArray[np.uint8]], None]
 """Writes level 0 into the (H, W, 3) uint8 array it is given."""
@@ -105,7 +107,8 @@ class FlatBackend:
             if isinstance(error, OSError) and error.errno == errno.ENOSPC:  # nothing is wrong with the image
                 raise
             raise ReadError(
-                f"{self._path.name} cannot be decoded ({error}); it is damaged or cut off, copy it again."
+                f"{self._path.name} cannot be decoded ({error}); it is damaged or cut off: copy it again, or, where "
+                "it looks right in another program, save it anew there."
             ) from error
 
 
@@ -127,7 +130,8 @@ def open_flat(path: Path, uid: str) -> tuple[FlatBackend, FileFacts]:
     if header.orientation != 1:
         warnings = (orientation_warning(path, header.orientation),)
     properties = {"format": header.kind.lower()}
-    reader = f"imagecodecs {version('imagecodecs')}"
+    library = LIBRARY[header.kind]
+    reader = f"{library} {version(library)}"
     return backend, FileFacts(reader, sizes, downsamples, None, properties, warnings)
 
 
@@ -199,6 +203,8 @@ def _jpeg_header(path: Path, file: Any) -> FlatHeader:
             if len(body) < 6:
                 raise SlideError(f"{path.name} is a JPEG image cut off in its header; copy it again.")
             bits, height, width, samples = struct.unpack(">BHHB", body[:6])
+            if bits != 8:
+                raise SlideError(f"{path.name} is a JPEG image with {bits} bits per sample; convert it to 8 bits.")
             if samples not in (1, 3):
                 raise SlideError(f"{path.name} is a JPEG image with {samples} samples (CMYK); convert it to RGB.")
             return FlatHeader("JPEG", width, height, samples, bits, orientation)
@@ -221,18 +227,35 @@ def _exif_orientation(exif: bytes) -> int:
 
 def decode(path: Path, header: FlatHeader, out: NDArray[np.uint8]) -> None:
     """Decode a whole image into `out` (H, W, 3) uint8, straight from the mapped file; raises where it is damaged."""
-    import imagecodecs
-
-    decoder = imagecodecs.png_decode if header.kind == "PNG" else imagecodecs.jpeg8_decode
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        if header.kind == "JPEG" and data.rfind(b"\xff\xd9", max(0, len(data) - 65536)) < 0:
-            raise EOFError("the file ends before the image does")  # libjpeg would fill up with grey and say nothing
-        if header.kind == "PNG":
-            _check_png(data)
         if header.samples == 3 and header.bits <= 8:
-            decoder(data, out=out)
+            decode_as_stored(data, header, out)
         else:
-            _decode_other(decoder, data, header, out)
+            _decode_other(data, header, out)
+
+
+def stored_shape(header: FlatHeader) -> tuple[int, ...]:
+    """Shape of an image as it is stored: (H, W), or (H, W, S) for S > 1 samples."""
+    return (header.height, header.width, header.samples)[: 2 if header.samples == 1 else 3]
+
+
+def stored_dtype(header: FlatHeader) -> type[np.uint8 | np.uint16]:
+    """Type of an image as it is stored; fewer than eight bits are spread to eight."""
+    return np.uint16 if header.bits == 16 else np.uint8
+
+
+def decode_as_stored(data: mmap.mmap, header: FlatHeader, out: NDArray[np.uint8 | np.uint16]) -> None:
+    """Decode into an array of `stored_shape` and `stored_dtype`; raises where the file is damaged or cut off."""
+    if header.kind == "JPEG":
+        import simplejpeg
+
+        colours = "GRAY" if header.samples == 1 else "RGB"
+        simplejpeg.decode_jpeg(data, colorspace=colours, buffer=out, strict=True)  # strict: a warning is an error
+    else:
+        import imagecodecs
+
+        _check_png(data)
+        imagecodecs.png_decode(data, out=out)
 
 
 def _check_png(data: mmap.mmap) -> None:
@@ -249,18 +272,17 @@ def _check_png(data: mmap.mmap) -> None:
             start = end + 4
 
 
-def _decode_other(decoder: Callable[..., Any], data: Any, header: FlatHeader, out: NDArray[np.uint8]) -> None:
+def _decode_other(data: mmap.mmap, header: FlatHeader, out: NDArray[np.uint8]) -> None:
     """Decode grey, alpha and 16-bit images: as stored first (where large in a file beside `out`'s), then by strips."""
     if header.width * header.height <= IN_MEMORY_PX:
-        stored = np.asarray(decoder(data))
+        stored = np.empty(stored_shape(header), stored_dtype(header))
+        decode_as_stored(data, header, stored)
         _convert(stored, out)
         return
-    shape = (header.height, header.width, header.samples) if header.samples > 1 else (header.height, header.width)
-    dtype = np.uint16 if header.bits == 16 else np.uint8
     assert isinstance(out, np.memmap)  # so large an image is decoded into a file
     with tempfile.TemporaryDirectory(dir=Path(str(out.filename)).parent) as folder:
-        stored = new_array(Path(folder, "stored.npy"), shape, dtype)
-        decoder(data, out=stored)
+        stored = new_array(Path(folder, "stored.npy"), stored_shape(header), stored_dtype(header))
+        decode_as_stored(data, header, stored)
         for y in range(0, header.height, 512):
             _convert(stored[y : y + 512], out[y : y + 512])
         del stored

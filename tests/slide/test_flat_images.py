@@ -44,7 +44,7 @@ def test_an_image_comes_back_as_pillow_decodes_it(tmp_path, picture, request, la
     path = save(tmp_path / f"a.{suffix}", picture)
     truth = np.asarray(Image.open(path))
     with open_slide(path) as slide:
-        assert slide.backend.startswith("imagecodecs 20")
+        assert slide.backend.startswith("imagecodecs 20" if suffix == "png" else "simplejpeg ")
         assert [(level.width, level.height) for level in slide.levels] == [(2900, 2300), (725, 575)]
         np.testing.assert_array_equal(slide.read_level(0, 0, 0, 2900, 2300), truth)
         np.testing.assert_array_equal(slide.read(1000, 900, 200, 100, size=(200, 100)), truth[900:1000, 1000:1200])
@@ -231,6 +231,33 @@ def test_truncated_images_are_refused_not_filled_with_grey(tmp_path, picture, ki
     path.write_bytes(data[: int(len(data) * keep)])
     with pytest.raises(SlideError, match=r"cut\."):
         open_slide(path)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"optimize": True}, {"progressive": True}, {"restart_marker_rows": 4}], ids=str
+)
+@pytest.mark.parametrize("large", [False, True], ids=["in memory", "on disk"])
+def test_a_hole_of_zeros_in_a_jpeg_is_noticed(tmp_path, picture, request, large: bool, options: dict, capfd) -> None:
+    """What an interrupted copy leaves: both ends are there, a part in the middle was never written."""
+    path = save(tmp_path / "a.jpg", picture[:1200, :1200], quality=90, **options)
+    data = bytearray(path.read_bytes())
+    middle = len(data) // 2
+    data[middle : middle + 4096] = bytes(4096)
+    path.write_bytes(data)
+    if large:
+        request.getfixturevalue("on_disk")
+    with pytest.raises(ReadError, match=r"a\.jpg cannot be decoded \(.*\); it is damaged"), open_slide(path) as slide:
+        slide.read_level(0, 0, 0, 10, 10)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_jpeg_of_12_bits_is_refused_with_a_remedy(tmp_path) -> None:
+    import imagecodecs
+
+    pixels = np.random.default_rng(0).integers(0, 4096, (64, 64, 3), dtype=np.uint16)
+    (tmp_path / "a.jpg").write_bytes(imagecodecs.jpeg8_encode(pixels, bitspersample=12))
+    with pytest.raises(SlideError, match=r"a\.jpg .* 12 bits per sample; convert it to 8 bits"):
+        open_slide(tmp_path / "a.jpg")
 
 
 def test_one_wrong_bit_in_a_png_is_noticed(tmp_path, capfd) -> None:

@@ -1,5 +1,6 @@
 """Lesions are read alike from every program's files and land on the right pixels; a bad file is named."""
 
+import errno
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -201,6 +202,29 @@ def test_a_mask_that_is_cut_off_is_refused_by_name(tmp_path: Path, name: str) ->
     MASKS[name](tmp_path / name)
     with pytest.raises(AnnotationError, match=rf"{name} .*(cut off|damaged)"):
         read_lesion(_cut(tmp_path / name), SLIDE, SHAPE)
+
+
+@pytest.mark.parametrize("name", ["labels.png", "lossy.jpg"])
+def test_a_hole_of_zeros_in_a_mask_is_noticed(tmp_path: Path, name: str) -> None:
+    """Both ends are there, a part in the middle was never written."""
+    lesions = np.random.default_rng(0).random((300, 600)) > 0.5
+    Image.fromarray(lesions.astype(np.uint8) * 255).save(tmp_path / name)
+    data = bytearray((tmp_path / name).read_bytes())
+    data[len(data) // 2 : len(data) // 2 + 4096] = bytes(4096)
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(AnnotationError, match=rf"{name} .*damaged"):
+        read_lesion(tmp_path / name, SLIDE, SHAPE)
+
+
+def test_a_disk_too_small_for_a_large_mask_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(mask_image, "_IN_MEMORY_BYTES", 0)
+    monkeypatch.setattr("os.posix_fallocate", full, raising=False)
+    MASKS["labels.png"](tmp_path / "a.png")
+    with pytest.raises(AnnotationError, match=r"a\.png takes .* GB decoded, .*No space left.*TMPDIR"):
+        read_lesion(tmp_path / "a.png", SLIDE, SHAPE)
 
 
 @pytest.mark.parametrize("suffix", [".png", ".tif"])
