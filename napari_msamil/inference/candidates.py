@@ -19,13 +19,17 @@ if TYPE_CHECKING:
 REGION_PX = 2048  # longest side of the mask that a drawn region is filled into
 
 
-def read_thumbnail(slide: Slide, card: Card) -> NDArray[np.uint8]:
-    """The whole slide as the segmenter sees it, without the glass that `on_square` adds: (h, w, 3) uint8 RGB."""
+def thumbnail_size(slide: Slide, card: Card) -> tuple[int, int]:
+    """(width, height) in pixels of the whole slide as the segmenter sees it, without what `on_square` adds."""
     px, longest = card.thumbnail_px, max(slide.width, slide.height)
-    size = (px, px)
     if card.resize == "letterbox":
-        size = max(1, round(px * slide.width / longest)), max(1, round(px * slide.height / longest))
-    return slide.read(0, 0, slide.width, slide.height, size=size)
+        return max(1, round(px * slide.width / longest)), max(1, round(px * slide.height / longest))
+    return px, px
+
+
+def read_thumbnail(slide: Slide, card: Card) -> NDArray[np.uint8]:
+    """The whole slide as a picture of `thumbnail_size`: (h, w, 3) uint8 RGB."""
+    return slide.read(0, 0, slide.width, slide.height, size=thumbnail_size(slide, card))
 
 
 def on_square(thumbnail: NDArray[np.uint8], px: int, background: tuple[int, int, int]) -> NDArray[np.uint8]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from contextlib import closing
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +18,7 @@ from napari_msamil.errors import MissingMppError, MsamilError, NotFiniteError
 from napari_msamil.inference.candidates import candidate_table, choose_patches, region_mask
 from napari_msamil.inference.engine import Device, choose_device, tune_allocator
 from napari_msamil.inference.geojson import Polygon, polygon_mask, read_polygons
-from napari_msamil.inference.prediction import Prediction
+from napari_msamil.inference.prediction import Prediction, iso_time
 from napari_msamil.patches.grid import PatchTable
 from napari_msamil.patches.select import Selection
 from napari_msamil.slide.slide import Slide, open_slide
@@ -46,7 +45,8 @@ class Request:
         device: "auto", "cpu", "cuda", "cuda:1" or "mps".
         region: look only inside these polygons (level-0 px); None is the whole slide.
         batch_size: patches per batch; None picks one for the device.
-        max_read_errors: share of patches, 0..1, that may be unreadable before the slide fails.
+        max_read_errors: share of patches, and of the slide where tissue is looked for, 0..1, that may be unreadable
+            before the slide fails.
     """
 
     slide: Path
@@ -123,7 +123,7 @@ def classify_steps(request: Request) -> Generator[Progress, None, Prediction]:
         MsaMIL-Net (arXiv 2503.08581), Algorithm 1 and Sec. 3.
     """
     tune_allocator()
-    from napari_msamil.inference.features import find_masks
+    from napari_msamil.inference.features import find_masks, read_damaged_thumbnail
 
     clock = _Clock()
     yield Progress("open", 0, 1)
@@ -138,7 +138,8 @@ def classify_steps(request: Request) -> Generator[Progress, None, Prediction]:
 
         yield Progress("lesion mask", 0, 1)
         card = model.card
-        tissue, lesion = find_masks(slide, model, device)
+        thumbnail, unread = read_damaged_thumbnail(slide, card, request.max_read_errors)
+        tissue, lesion = find_masks(slide, model, device, thumbnail=thumbnail)
         clock.lap("lesion mask")
 
         table = candidate_table(size, slide.mpp, card, tissue=tissue, lesion=lesion, region=region)
@@ -156,10 +157,10 @@ def classify_steps(request: Request) -> Generator[Progress, None, Prediction]:
             lesion, tissue = lesion & inside, tissue & inside
         clock.lap("aggregate")
         return Prediction(
-            created=_iso(time.time()),
+            created=iso_time(time.time()),
             slide_path=Path(request.slide),
             slide_bytes=file.st_size,
-            slide_modified=_iso(file.st_mtime),
+            slide_modified=iso_time(file.st_mtime),
             slide_size=size,
             mpp=slide.mpp,
             mpp_source=slide.mpp_source,
@@ -181,7 +182,7 @@ def classify_steps(request: Request) -> Generator[Progress, None, Prediction]:
             intended_use=card.intended_use,
             fallback=selection.fallback,
             region=request.region,
-            notes=slide.warnings + _notes(request, card, len(table), len(errors)),
+            notes=slide.warnings + _notes(request, card, table, errors, unread),
             device=device.name,
             device_reason=device.reason,
             precision=device.precision,
@@ -243,13 +244,15 @@ def _nothing(request: Request, table: PatchTable, selection: Selection) -> str:
     )
 
 
-def _notes(request: Request, card: Card, patches: int, unread: int) -> tuple[str, ...]:
+def _notes(request: Request, card: Card, table: PatchTable, errors: dict[int, str], unread: float) -> tuple[str, ...]:
     """What a reader of the result should know about how it came about."""
     notes = []
     if not card.finds_lesion:
         notes.append("the model was trained without marked lesions: it looks at all tissue and draws no lesion mask")
     if unread:
-        notes.append(f"{unread} of {patches} patches could not be read and were left out")
+        notes.append(f"{100 * unread:.1f} % of the slide could not be read where tissue was looked for")
+    if errors:
+        notes.append(f"{len(errors)} of {len(table)} patches could not be read and were left out")
     if request.region is not None:
         notes.append(
             "only the drawn region was looked at: masks and areas end at its border, patches may reach half beyond it"
@@ -325,11 +328,6 @@ class _Clock:
 
     def report(self) -> dict[str, float]:
         return {**self._seconds, "total": time.perf_counter() - self._start}
-
-
-def _iso(seconds: float) -> str:
-    """A time since 1970 as UTC in ISO 8601, to the second."""
-    return datetime.fromtimestamp(int(seconds), UTC).isoformat()
 
 
 def _versions() -> dict[str, str]:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from napari_msamil.errors import UnreadablePatchesError
-from napari_msamil.inference.candidates import on_square, read_thumbnail
+from napari_msamil.errors import ReadError, UnreadablePatchesError
+from napari_msamil.inference.candidates import on_square, read_thumbnail, thumbnail_size
 from napari_msamil.inference.engine import (
     BatchRunner,
     Device,
@@ -21,21 +21,26 @@ from napari_msamil.inference.engine import (
 from napari_msamil.models.bag import Bag
 from napari_msamil.patches.reader import PatchBatch, read_patches
 from napari_msamil.patches.tissue import tissue_mask
+from napari_msamil.slide.damage import read_around_damage
 
 if TYPE_CHECKING:
     from collections.abc import Generator
 
     from numpy.typing import NDArray
 
+    from napari_msamil.models.card import Card
     from napari_msamil.models.model import Model
     from napari_msamil.patches.grid import PatchTable
     from napari_msamil.slide.slide import Slide
 
 
-def find_masks(slide: Slide, model: Model, device: Device) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Tissue and lesion (h, w) on the thumbnail; both stretch over the whole slide."""
+def find_masks(
+    slide: Slide, model: Model, device: Device, *, thumbnail: NDArray[np.uint8] | None = None
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Tissue and lesion (h, w) on the thumbnail, read here where it is not given; both stretch over the whole slide."""
     card = model.card
-    thumbnail = read_thumbnail(slide, card)
+    if thumbnail is None:
+        thumbnail = read_thumbnail(slide, card)
     tissue = tissue_mask(thumbnail)
     if not card.finds_lesion:
         return tissue, np.zeros_like(tissue)
@@ -45,6 +50,36 @@ def find_masks(slide: Slide, model: Model, device: Device) -> tuple[NDArray[np.b
         probability = segment(torch.from_numpy(square[None]))[0].float().cpu().numpy()
     lesion = probability > card.thresholds.lesion_probability
     return tissue, lesion[: tissue.shape[0], : tissue.shape[1]]
+
+
+def read_damaged_thumbnail(slide: Slide, card: Card, max_unread: float) -> tuple[NDArray[np.uint8], float]:
+    """`read_thumbnail` of a slide parts of which may be unreadable: they are background.
+
+    Args:
+        slide: Open.
+        card: Of the model.
+        max_unread: Share of the slide, 0..1, that may be unreadable.
+
+    Returns:
+        (h, w, 3) uint8 RGB, and the share that was not read, 0..1.
+
+    Raises:
+        UnreadablePatchesError: More cannot be read than is accepted.
+        ReadError: Nothing can be read.
+    """
+    try:
+        return read_thumbnail(slide, card), 0.0
+    except ReadError as error:
+        if slide.decodes_first:
+            raise
+        if not max_unread:
+            raise UnreadablePatchesError(str(error)) from error
+        reason = error
+    thumbnail, unread = read_around_damage(slide, thumbnail_size(slide, card))
+    share = float(unread.mean())
+    if share > max_unread:
+        raise UnreadablePatchesError(f"{slide.name}: {100 * share:.1f} % of it cannot be read ({reason})") from reason
+    return thumbnail, share
 
 
 def extract_features(

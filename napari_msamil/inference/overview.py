@@ -12,34 +12,36 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from napari_msamil.errors import ReadError
+from napari_msamil.errors import SlideError
 from napari_msamil.inference.heatmap import Heatmap, colour
 from napari_msamil.inference.prediction import LESION_RGB, RESEARCH_USE, percent
+from napari_msamil.slide.damage import read_around_damage
+from napari_msamil.slide.slide import open_slide
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from napari_msamil.inference.prediction import Prediction
-    from napari_msamil.slide.slide import Slide
 
 logger = logging.getLogger(__name__)
 
 PANEL_PX = 440
 GAP_PX = 16
 _INK, _PALE, _LINE, _BAR = (30, 30, 34), (110, 110, 118), (222, 222, 226), (66, 106, 168)
-_WARN, _REGION = (178, 84, 0), (255, 255, 0)
+_WARN, _REGION, _UNREAD = (178, 84, 0), (255, 255, 0), (200, 200, 200)
 _LESION = np.array(LESION_RGB, np.float32)
 _FOOT_PX = 19  # height of a line
 _KEY_PX = 230  # width of the colour key beside the first line
 
 
-def draw_overview(prediction: Prediction, slide: Slide) -> Image.Image:
+def draw_overview(prediction: Prediction) -> Image.Image:
     """RGB image with one panel each for slide, lesion mask and every scale's attention (rank in the bag).
 
-    The border of a region that was looked at is drawn on all of them.
+    The border of a region that was looked at is drawn on all of them. The slide is opened again for it; where that
+    cannot be, or it is another file by now, the panels are grey below what they show.
     """
     size = _panel_size(prediction.slide_size)
-    picture, unread = _picture(slide, size)
+    picture, unread = _picture(prediction, size)
     maps = [prediction.heatmap(i) for i in range(len(prediction.table.scales))]
     panels = [
         ("Slide", picture),
@@ -69,13 +71,19 @@ def draw_overview(prediction: Prediction, slide: Slide) -> Image.Image:
     return page
 
 
-def _picture(slide: Slide, size: tuple[int, int]) -> tuple[NDArray[np.uint8], str]:
-    """The slide, and why it is not seen: of a level that only this picture needs, a part may be damaged."""
+def _picture(prediction: Prediction, size: tuple[int, int]) -> tuple[NDArray[np.uint8], str]:
+    """The slide, and why it is grey where it is: of a level that only this picture needs, a part may be damaged."""
+    nothing = np.full((size[1], size[0], 3), _UNREAD, np.uint8)
+    if not prediction.slide_unchanged:
+        return nothing, "Not shown: the file was changed since"
     try:
-        return slide.read(0, 0, slide.width, slide.height, size=size), ""
-    except ReadError as error:
+        with open_slide(prediction.slide_path, prediction.mpp) as slide:
+            picture, unread = read_around_damage(slide, size)
+    except SlideError as error:
         logger.warning("the overview shows no slide: %s", error)
-        return np.full((size[1], size[0], 3), slide.background, np.uint8), "Not shown: the file is damaged here"
+        return nothing, "Not shown: the file is damaged here"
+    picture[unread] = _UNREAD
+    return picture, "Grey: the file is damaged there" if unread.any() else ""
 
 
 def _panel_size(slide_size: tuple[int, int]) -> tuple[int, int]:

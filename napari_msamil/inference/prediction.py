@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -39,6 +40,11 @@ def percent(probability: float) -> str:
     if 0.999 < probability < 1:
         return "> 99.9 %"
     return f"{100 * probability:.1f} %"
+
+
+def iso_time(seconds: float) -> str:
+    """A time since 1970 as UTC in ISO 8601, to the second."""
+    return datetime.fromtimestamp(int(seconds), UTC).isoformat()
 
 
 @dataclass(frozen=True)
@@ -137,6 +143,15 @@ class Prediction:
     def how_to_read(self) -> str:
         """What to know about the probabilities where they need not sum to 1, else nothing."""
         return "" if self.exclusive else NOT_EXCLUSIVE
+
+    @property
+    def slide_unchanged(self) -> bool:
+        """Whether the slide's file is still there as it was, by its size and the time of its last change."""
+        try:
+            file = self.slide_path.stat()
+        except OSError:
+            return False
+        return (file.st_size, iso_time(file.st_mtime)) == (self.slide_bytes, self.slide_modified)
 
     @property
     def looked_at(self) -> str:

@@ -17,7 +17,6 @@ from napari_msamil.inference.geojson import mask_feature_collection
 from napari_msamil.inference.heatmap import write_heatmap
 from napari_msamil.inference.overview import draw_overview
 from napari_msamil.inference.prediction import LESION_RGB, RESEARCH_USE
-from napari_msamil.slide.slide import open_slide
 
 if TYPE_CHECKING:
     from napari_msamil.inference.prediction import Prediction
@@ -140,8 +139,7 @@ def _write_files(prediction: Prediction, folder: Path) -> None:
     for index in range(len(prediction.table.scales)):
         heatmap = prediction.heatmap(index, values="attention")
         write_heatmap(heatmap, prediction.mpp, folder / f"attention_{heatmap.name}.tif", **about)
-    with open_slide(prediction.slide_path, prediction.mpp) as slide:
-        draw_overview(prediction, slide).save(folder / "overview.png")
+    draw_overview(prediction).save(folder / "overview.png")
     text = json.dumps(prediction.summary(), indent=2, ensure_ascii=False)
     # a file name may hold bytes that are no UTF-8: written with a backslash, they are JSON all the same
     (folder / SUMMARY).write_text(text + "\n", encoding="utf-8", errors="backslashreplace")

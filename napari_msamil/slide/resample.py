@@ -54,11 +54,14 @@ class ReadPlan:
     size: tuple[int, int]
 
 
-def choose_level(levels: Sequence[HasDownsample], stored: Sequence[bool], target: tuple[float, float]) -> int:
+def choose_level(
+    levels: Sequence[HasDownsample], stored: Sequence[bool], target: tuple[float, float], *, stored_only: bool = False
+) -> int:
     """Return the coarsest level that is fine enough for `target` (x, y) level-0 pixels per wanted pixel.
 
     Levels stored in the file come first: a slice of level 0 lies closer to the place asked for than one of an added
-    level. Only where the file's best level is more than `ADDED_LEVEL_RATIO` times too fine may added ones be taken.
+    level. Only where the file's best level is more than `ADDED_LEVEL_RATIO` times too fine may added ones be taken, and
+    with `stored_only` not even there.
     """
 
     def coarsest(candidates: list[int]) -> int:
@@ -69,7 +72,8 @@ def choose_level(levels: Sequence[HasDownsample], stored: Sequence[bool], target
         return best
 
     own = coarsest([index for index in range(len(levels)) if stored[index]])
-    if min(target[axis] / levels[own].downsample[axis] for axis in (0, 1)) <= ADDED_LEVEL_RATIO * (1 + LEVEL_TOLERANCE):
+    too_fine = min(target[axis] / levels[own].downsample[axis] for axis in (0, 1))
+    if stored_only or too_fine <= ADDED_LEVEL_RATIO * (1 + LEVEL_TOLERANCE):
         return own
     return coarsest(list(range(len(levels))))
 
@@ -79,6 +83,8 @@ def plan_read(
     stored: Sequence[bool],
     box: tuple[float, float, float, float],
     size: tuple[int, int],
+    *,
+    stored_only: bool = False,
 ) -> ReadPlan:
     """Plan a read of `box` (x, y, width, height in level-0 pixels, fractions allowed) as a picture of `size` pixels.
 
@@ -88,7 +94,7 @@ def plan_read(
     """
     x, y, width, height = box
     target = (width / size[0], height / size[1])
-    index = choose_level(levels, stored, target)
+    index = choose_level(levels, stored, target, stored_only=stored_only)
     downsample = levels[index].downsample
     ratio = (target[0] / downsample[0], target[1] / downsample[1])
     factor = (max(1, round(ratio[0])), max(1, round(ratio[1])))

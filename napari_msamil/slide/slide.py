@@ -112,7 +112,15 @@ class Slide:
         return out
 
     def read(
-        self, x: float, y: float, width: float, height: float, *, size: tuple[int, int], level0: bool = False
+        self,
+        x: float,
+        y: float,
+        width: float,
+        height: float,
+        *,
+        size: tuple[int, int],
+        level0: bool = False,
+        stored: bool = False,
     ) -> NDArray[np.uint8]:
         """Read a box of the slide as a picture of a wanted size, resampled at most once.
 
@@ -125,6 +133,8 @@ class Slide:
             width, height: of the box in level-0 pixels, fractions allowed.
             size: (width, height) of the picture in pixels.
             level0: start from level 0 whatever the size, which costs more and differs by the scanner's own shrinking.
+            stored: start from what the file holds, never from an added level: computed in large blocks, these cannot be
+                read far around a damaged place.
 
         Returns:
             (size[1], size[0], 3) uint8 RGB; outside the slide it is padded with the background, never stretched.
@@ -135,7 +145,8 @@ class Slide:
         if not (width > 0 and height > 0 and size[0] > 0 and size[1] > 0):
             raise ValueError(f"a box of {width} x {height} pixels cannot be read as {size}; all four must be positive")
         levels = self.levels[:1] if level0 else self.levels
-        plan = plan_read(levels, [level.stored for level in levels], (x, y, width, height), size)
+        flags = [level.stored for level in levels]
+        plan = plan_read(levels, flags, (x, y, width, height), size, stored_only=stored)
         level = self.levels[plan.level]
         return run_plan(plan, self.read_level, (level.width, level.height))
 

@@ -15,7 +15,7 @@ import tifffile
 import torch
 
 import napari_msamil
-from napari_msamil.errors import MissingMppError, MsamilError, ReadError, RegionError
+from napari_msamil.errors import MissingMppError, MsamilError, ReadError, RegionError, UnreadablePatchesError
 from napari_msamil.inference.classify import Progress, Request, classify, classify_steps
 from napari_msamil.inference.geojson import Polygon
 from napari_msamil.inference.prediction import Prediction
@@ -289,6 +289,47 @@ def test_allowed_unreadable_patches_are_counted_and_have_no_attention(
     assert np.nansum(prediction.attention) == pytest.approx(1.0, abs=1e-5)
     assert prediction.summary()["scales"][0]["read_errors"] == failed.size
     assert any(f"{failed.size} of {len(prediction.table)} patches could not be read" in n for n in prediction.notes)
+
+
+@pytest.fixture
+def slide_with_a_bad_tile(slide_file: Path, tmp_path: Path) -> Path:
+    """The slide without the second tile of the second row: (256, 256) to (512, 512), in the tissue."""
+    with tifffile.TiffFile(slide_file) as tiff:
+        index = 1 * 5 + 1
+        offset, count = tiff.pages[0].dataoffsets[index], tiff.pages[0].databytecounts[index]
+    data = bytearray(slide_file.read_bytes())
+    data[offset : offset + count] = bytes(count)
+    path = tmp_path / "hole.tif"
+    path.write_bytes(data)
+    return path
+
+
+def test_a_tile_that_the_thumbnail_needs_may_be_unreadable_where_that_is_allowed(
+    slide_with_a_bad_tile: Path, model_file: Path
+) -> None:
+    with pytest.raises(UnreadablePatchesError, match=r"hole\.tif cannot be read at level 0"):
+        classify(slide_with_a_bad_tile, model_file)
+    with pytest.raises(UnreadablePatchesError, match=r"hole\.tif: \d\.\d % of it cannot be read"):
+        classify(slide_with_a_bad_tile, model_file, max_read_errors=0.01)
+    prediction = classify(slide_with_a_bad_tile, model_file, max_read_errors=0.5)
+    [note] = [n for n in prediction.notes if "of the slide could not be read" in n]
+    assert 100 * 256 * 256 / (1200 * 900) <= float(note.split("%")[0]) < 100 * 340 * 340 / (1200 * 900)
+    height, width = prediction.tissue_mask.shape
+    assert not prediction.tissue_mask[height * 384 // 900, width * 384 // 1200]
+    assert prediction.tissue_mask[height * 600 // 900, width * 700 // 1200]
+    assert np.nansum(prediction.attention) == pytest.approx(1.0, abs=1e-5)
+
+
+def test_a_slide_of_which_nothing_can_be_read_is_refused_whatever_is_allowed(
+    slide_file: Path, model_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise ReadError("square.tif cannot be read")
+
+    monkeypatch.setattr(Slide, "read", broken)
+    with pytest.raises(ReadError) as caught:
+        classify(slide_file, model_file, max_read_errors=1.0)
+    assert not isinstance(caught.value, UnreadablePatchesError), "there is nothing to accept"
 
 
 def test_every_fact_of_the_run_is_kept(prediction: Prediction, model_file: Path) -> None:

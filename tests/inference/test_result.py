@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
 import sys
 from dataclasses import replace
@@ -19,9 +20,9 @@ from napari_msamil.inference import result
 from napari_msamil.inference.classify import classify
 from napari_msamil.inference.geojson import Polygon
 from napari_msamil.inference.overview import _WARN, _font, _foot, _no_lesion, draw_overview, round_length
-from napari_msamil.inference.prediction import RESEARCH_USE, Prediction
+from napari_msamil.inference.prediction import RESEARCH_USE, Prediction, iso_time
 from napari_msamil.inference.result import write_result
-from napari_msamil.slide.slide import Slide, open_slide
+from napari_msamil.slide.slide import Slide
 
 
 @pytest.fixture(scope="module")
@@ -146,6 +147,29 @@ def test_a_damaged_level_that_only_the_picture_needs_costs_the_picture_and_not_t
     assert (folder / "prediction.json").is_file()
 
 
+def test_the_overview_never_shows_another_file_that_took_the_slides_name(
+    prediction: Prediction, tmp_path: Path
+) -> None:
+    path = tmp_path / "square.tif"
+    path.write_bytes(prediction.slide_path.read_bytes())
+    file = path.stat()
+    told = replace(prediction, slide_path=path, slide_bytes=file.st_size, slide_modified=iso_time(file.st_mtime))
+
+    def panels() -> np.ndarray:
+        return np.asarray(draw_overview(told))
+
+    shown = panels()
+    os.utime(path, (1, 1))
+    changed = panels()
+    path.unlink()
+    np.testing.assert_array_equal(changed, panels())
+    assert (changed != shown).any()
+    panel = changed[84 + 26 * 2 + 24 :, 16 : 16 + 440]
+    assert (panel == _WARN).all(axis=-1).any()
+    assert (panel[150:280] == 200).all(), "down to the scale bar"
+    assert (write_result(told, tmp_path / "out") / "prediction.json").is_file()
+
+
 def test_the_overview_tells_every_note_and_what_the_model_is_for(prediction: Prediction) -> None:
     told = replace(prediction, fallback="took all", notes=("one thing", "another " * 60), intended_use="To look at.")
     lines = _foot(told, 800)
@@ -169,16 +193,14 @@ def test_a_result_on_a_fallback_or_on_few_patches_is_weak_evidence_beside_the_cl
     )
     keys = list(strong.summary())
     assert keys.index("weak_evidence") == keys.index("predicted") + 1
-    with open_slide(prediction.slide_path) as slide:
-        for told, marked in ((strong, False), (none, True)):
-            page = np.asarray(draw_overview(told, slide))
-            assert (page[:40] == _WARN).all(axis=-1).any() == marked, "the headline says it"
+    for told, marked in ((strong, False), (none, True)):
+        page = np.asarray(draw_overview(told))
+        assert (page[:40] == _WARN).all(axis=-1).any() == marked, "the headline says it"
 
 
 def test_a_long_name_is_cut_and_never_the_class_or_its_caveat(prediction: Prediction) -> None:
     long = replace(prediction, slide_path=Path("name-" * 60 + ".tif"), fallback="took all")
-    with open_slide(prediction.slide_path) as slide:
-        short_page, page = draw_overview(replace(prediction, fallback="took all"), slide), draw_overview(long, slide)
+    short_page, page = draw_overview(replace(prediction, fallback="took all")), draw_overview(long)
     marked = [np.flatnonzero((np.asarray(p)[:40] == _WARN).all(axis=-1).any(axis=0)) for p in (short_page, page)]
     assert marked[1].max() < page.width - 1
     assert np.ptp(marked[1]) == pytest.approx(np.ptp(marked[0]), abs=2)
@@ -196,16 +218,14 @@ def test_the_lesion_panel_says_why_it_shows_no_lesion(
         mask[lesion] = 1
     told = replace(prediction, lesion_mask=mask, fallback=None)
     assert _no_lesion(told, (440, 330)) == said
-    with open_slide(prediction.slide_path) as slide:
-        panel = np.asarray(draw_overview(told, slide))[:, 16 + 440 + 16 : 2 * (16 + 440)]
+    panel = np.asarray(draw_overview(told))[:, 16 + 440 + 16 : 2 * (16 + 440)]
     assert (panel == _WARN).all(axis=-1).any() == bool(said)
 
 
 @pytest.mark.parametrize(("mpp", "um"), [(1.0, 200), (0.25, 100), (10.0, 2000), (0.13, 50)])
 def test_the_scale_bar_is_as_long_as_it_says(prediction: Prediction, mpp: float, um: int) -> None:
     told = replace(prediction, mpp=(mpp, 2 * mpp))
-    with open_slide(prediction.slide_path) as slide:
-        page = np.asarray(draw_overview(told, slide))
+    page = np.asarray(draw_overview(told))
     below = 84 + 26 * 2 + 24 + 330  # the panels' lower edge
     bar = (page[below - 14, 16 : 16 + 440] == (30, 30, 34)).all(axis=-1)
     assert bar.sum() == np.ptp(np.flatnonzero(bar)) + 1 == round(um / (1200 * mpp / 440))
@@ -223,9 +243,8 @@ def test_names_beyond_ascii_are_written_with_their_letters() -> None:
 def test_the_overview_shows_the_border_of_the_region_on_every_panel(prediction: Prediction) -> None:
     hole = np.array([[500.0, 300.0], [600.0, 300.0], [600.0, 400.0]])
     square = Polygon(np.array([[300.0, 200.0], [900.0, 200.0], [900.0, 700.0], [300.0, 700.0]]), (hole,))
-    with open_slide(prediction.slide_path) as slide:
-        plain = np.asarray(draw_overview(prediction, slide))
-        page = np.asarray(draw_overview(replace(prediction, region=(square,)), slide))
+    plain = np.asarray(draw_overview(prediction))
+    page = np.asarray(draw_overview(replace(prediction, region=(square,))))
     yellow = (page == (255, 255, 0)).all(axis=-1) & ~(plain == (255, 255, 0)).all(axis=-1)
     top, shrink = 84 + 26 * 2 + 24, 440 / 1200
     for panel in range(2 + len(prediction.table.scales)):

@@ -1,0 +1,78 @@
+"""A picture of a whole slide parts of which cannot be decoded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+from napari_msamil.errors import ReadError
+from napari_msamil.slide import flat, open_slide
+from napari_msamil.slide.damage import read_around_damage
+from napari_msamil.slide.slide import Slide
+
+
+@pytest.fixture
+def picture() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 200, (1000, 1500, 3), dtype=np.uint8)
+
+
+def without_tiles(path: Path, picture: np.ndarray, tiles: list[int]) -> Path:
+    """A TIFF of one level with tiles of 256 x 256, some of them overwritten by zeros."""
+    tifffile.imwrite(path, picture, tile=(256, 256), photometric="rgb", compression="deflate")
+    data = bytearray(path.read_bytes())
+    with tifffile.TiffFile(path) as tiff:
+        for tile in tiles:
+            offset, count = tiff.pages[0].dataoffsets[tile], tiff.pages[0].databytecounts[tile]
+            data[offset : offset + count] = bytes(count)
+    path.write_bytes(data)
+    return path
+
+
+def test_what_can_be_read_is_in_its_place_and_what_cannot_is_background(tmp_path: Path, picture: np.ndarray) -> None:
+    with open_slide(without_tiles(tmp_path / "a.tif", picture, [])) as whole:
+        truth = whole.read(0, 0, 1500, 1000, size=(300, 200))
+        found, unread = read_around_damage(whole, (300, 200))
+        np.testing.assert_array_equal(found, truth)
+        assert not unread.any()
+    with open_slide(without_tiles(tmp_path / "b.tif", picture, [8])) as slide:  # x 512 to 768, y 256 to 512
+        found, unread = read_around_damage(slide, (300, 200))
+    assert unread[52:102, 103:153].all()
+    assert unread.sum() <= (50 + 2 * 11) ** 2, "no more than the parts that touch it"
+    assert (found[unread] == 255).all()
+    assert np.abs(found[~unread].astype(int) - truth[~unread]).max() <= 1
+
+
+def test_an_added_level_does_not_spread_the_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Added levels are computed in blocks of hundreds of pixels, none of which can be made where one tile is bad."""
+    large = np.random.default_rng(0).integers(0, 200, (1800, 2600, 3), dtype=np.uint8)
+    reads = []
+    plain = Slide.read
+    monkeypatch.setattr(Slide, "read", lambda *args, **options: reads.append(1) or plain(*args, **options))
+    with open_slide(without_tiles(tmp_path / "a.tif", large, [24])) as slide:  # x 512 to 768, y 512 to 768
+        assert not slide.levels[1].stored
+        _, unread = read_around_damage(slide, (260, 180))
+    assert unread[52:76, 52:76].all()
+    assert unread.sum() <= (26 + 2 * 10) ** 2
+    assert len(reads) < 100
+
+
+def test_where_nothing_can_be_read_that_is_an_error(tmp_path: Path, picture: np.ndarray) -> None:
+    path = without_tiles(tmp_path / "a.tif", picture, list(range(24)))
+    with open_slide(path) as slide, pytest.raises(ReadError, match=r"a\.tif cannot be read at level 0"):
+        read_around_damage(slide, (300, 200))
+
+
+def test_a_flat_image_is_tried_once(tmp_path: Path, picture: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flat, "IN_MEMORY_PX", 100)
+    monkeypatch.setenv("MSAMIL_CACHE_DIR", str(tmp_path / "cache"))
+    Image.fromarray(picture).save(tmp_path / "a.png")
+    tries = []
+    with open_slide(tmp_path / "a.png") as slide:
+        monkeypatch.setattr(flat, "decode", lambda *_: tries.append(1) or 1 / 0)
+        with pytest.raises(ReadError, match=r"a\.png cannot be decoded"):
+            read_around_damage(slide, (300, 200))
+    assert len(tries) == 1
