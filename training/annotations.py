@@ -84,8 +84,6 @@ def _qupath_polygons(path: Path) -> tuple[tuple[Polygon, ...], tuple[Polygon, ..
         polygons = read_polygons(path)
     except RegionError as error:
         raise AnnotationError(f"The lesion cannot be read: {error} Or {_ELSEWHERE}.") from error
-    except RecursionError as error:
-        raise AnnotationError(f"{path} is nested too deeply for GeoJSON. Export the annotations again.") from error
     excluded = tuple(polygon for polygon in polygons if polygon.name.casefold() in EXCLUDED)
     return tuple(polygon for polygon in polygons if polygon.name.casefold() not in EXCLUDED), excluded
 
@@ -100,10 +98,7 @@ def _filled(
             f"No annotation of {path} lies on its slide of {slide_size[0]} x {slide_size[1]} px: give the annotations "
             "of this slide, in pixels of its full resolution."
         )
-    try:
-        return polygon_mask(on_slide, slide_size, shape)
-    except RegionError:  # too small to cover the middle of a pixel
-        return np.zeros(shape, bool)
+    return polygon_mask(on_slide, slide_size, shape)
 
 
 def _touches(polygon: Polygon, slide_size: tuple[int, int]) -> bool:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from napari_msamil.errors import RegionError
 from napari_msamil.inference.geojson import Polygon, polygon_mask
 from napari_msamil.patches.grid import PatchTable, Scale, build_table
 from napari_msamil.patches.select import Selection, select_rows
@@ -51,7 +52,13 @@ def region_mask(region: tuple[Polygon, ...] | None, size: tuple[int, int]) -> ND
     if region is None:
         return None
     shrink = min(1.0, REGION_PX / max(size))
-    return polygon_mask(region, size, (max(1, round(size[1] * shrink)), max(1, round(size[0] * shrink))))
+    mask = polygon_mask(region, size, (max(1, round(size[1] * shrink)), max(1, round(size[0] * shrink))))
+    if not mask.any():
+        raise RegionError(
+            f"No region lies on the slide of {size[0]} x {size[1]} px, or only ones too thin to be seen. Draw one on "
+            "the tissue; in a file, its corners are counted in these pixels from the top left, x before y."
+        )
+    return mask
 
 
 def candidate_table(

@@ -125,7 +125,8 @@ class PyramidStore:
         """Remove the longest unused images until the new one fits into the bound and onto the disk."""
         entries = self._entries()
         total = sum(size for _, size, _ in entries)
-        while entries and (total + needed > self.max_bytes or self._free() < needed * 1.05):
+        enough = self._free() + total >= needed * 1.05  # else removing all of them would not help
+        while enough and entries and (total + needed > self.max_bytes or self._free() < needed * 1.05):
             _, size, entry = entries.pop(0)
             logger.info("removing decoded image %s (%.1f GB)", entry, size / 1e9)
             _remove(entry)

@@ -225,6 +225,16 @@ def test_a_region_too_small_for_any_patch_says_so(slide_file: Path, model_file: 
         classify(slide_file, model_file, region=(Polygon(small),))
 
 
+def test_a_region_thinner_than_a_pixel_of_the_lesion_mask_has_no_area_but_its_patches(
+    slide_file: Path, model_file: Path, tmp_path: Path
+) -> None:
+    keen = _with(model_file, tmp_path, thresholds=Thresholds(lesion_fraction=0.0, tissue_fraction=0.01))
+    thin = np.array([[308.0, 300], [311, 300], [311, 600], [308, 600]])  # the mask's pixels are 9.4 px wide
+    found = classify(slide_file, keen, region=(Polygon(thin),))
+    assert len(found.table) > 0
+    assert found.tissue_area_mm2 == 0
+
+
 def test_a_region_may_be_a_file(slide_file: Path, model_file: Path, tmp_path: Path) -> None:
     square = [[[300, 200], [800, 200], [800, 700], [300, 700], [300, 200]]]
     path = tmp_path / "region.geojson"

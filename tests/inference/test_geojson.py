@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from napari_msamil.errors import RegionError
+from napari_msamil.inference.candidates import region_mask
 from napari_msamil.inference.geojson import Polygon, mask_feature_collection, multipolygon, polygon_mask, read_polygons
 
 SQUARE = [[[100, 100], [300, 100], [300, 300], [100, 300], [100, 100]]]
@@ -55,6 +56,8 @@ def test_a_hole_is_cut_out_of_the_region() -> None:
         ('{"type": "Polygon", "coordinates": [[[0, 0], [1, 1]]]}', "not GeoJSON with polygons"),
         ('{"type": "Polygon", "coordinates": [[]]}', "not GeoJSON with polygons"),
         ('{"type": "Polygon"}', "not GeoJSON with polygons"),
+        ("[" * 100_000, "is not GeoJSON"),
+        (f'{{"type": "Polygon", "coordinates": [[[0, 0], [1{"0" * 400}, 0], [0, 9]]]}}', "not GeoJSON with polygons"),
     ],
 )
 def test_a_file_without_usable_regions_is_refused_by_name(tmp_path: Path, text: str, message: str) -> None:
@@ -71,8 +74,10 @@ def test_a_missing_region_file_is_named() -> None:
 
 
 def test_a_region_off_the_slide_is_refused() -> None:
+    away = (Polygon(np.array(SQUARE[0], float) + 5000),)
+    assert not polygon_mask(away, (400, 400), (100, 100)).any()
     with pytest.raises(RegionError, match="No region lies on the slide"):
-        polygon_mask((Polygon(np.array(SQUARE[0], float) + 5000),), (400, 400), (100, 100))
+        region_mask(away, (400, 400))
 
 
 def test_outlines_lie_where_the_mask_lies_in_level_0_pixels(tmp_path: Path) -> None:

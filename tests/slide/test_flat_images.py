@@ -181,6 +181,15 @@ def test_a_full_or_forbidden_disk_gives_one_sentence_with_the_remedy(tmp_path, p
         slide.prepare()
 
 
+def test_no_image_is_forgotten_for_one_that_will_not_fit_anyway(tmp_path, picture, on_disk, monkeypatch) -> None:
+    with open_slide(save(tmp_path / "a.png", picture)) as slide:
+        slide.prepare()
+    monkeypatch.setattr(PyramidStore, "_free", lambda self: 1000)
+    with open_slide(save(tmp_path / "b.png", picture.repeat(2, axis=0))) as slide, pytest.raises(SlideError):
+        slide.prepare()
+    assert len(list(on_disk.iterdir())) == 1
+
+
 def test_a_disk_too_small_for_an_image_as_stored_is_one_sentence_too(tmp_path, picture, on_disk, monkeypatch) -> None:
     """Space for the grey image as it is stored, before it becomes RGB, is taken beside the decoded one."""
     path = save(tmp_path / "a.png", picture[..., 0])
