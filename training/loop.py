@@ -75,17 +75,22 @@ class Plan:
 
 @dataclass
 class State:
-    """Where a stage stands: what a checkpoint holds beside weights and optimiser."""
+    """Where a stage stands: what a checkpoint holds beside weights and optimiser.
+
+    Of equal scores the latest counts as best (few validation slides soon all rank right, and more training still helps
+    the probabilities), but only a better one is worth more patience.
+    """
 
     step: int = 0
     best_score: float = -math.inf
     best_step: int = 0
+    better_step: int = 0
     seconds: float = 0.0
     loss: float = math.nan
 
     def over(self, plan: Plan) -> bool:
         """Whether nothing is left to do."""
-        waited = self.step - self.best_step
+        waited = self.step - self.better_step
         scored = self.step % plan.score_every == 0
         return self.step >= plan.steps or (plan.patience > 0 and scored and waited >= plan.patience * plan.score_every)
 
@@ -161,6 +166,8 @@ def train(
             scored = state.step % plan.score_every == 0 or state.step == plan.steps
             with _finite(plan, f"the validation slides after step {state.step}", file):
                 value = score() if scored else None
+            if value is not None and value > state.best_score:
+                state.better_step = state.step
             if value is not None and value >= state.best_score:
                 state.best_score, state.best_step, best = value, state.step, weights_of(modules)
             state.seconds = time.monotonic() - started
@@ -169,6 +176,7 @@ def train(
                 _tell(plan, state)
             if log and (scored or state.step % max(1, plan.score_every // _NOTES_A_SCORE) == 0):
                 facts = asdict(state) | {"best_score": state.best_score if state.best_step else None}
+                del facts["better_step"]
                 log.note(**facts, steps=plan.steps, score=value, gradient=gradient, rate=rate)
             stop = total(float(asked.is_set())) > 0  # all processes stop at the same step
             late = total(float(time.monotonic() - saved > CHECKPOINT_SECONDS)) > 0

@@ -51,6 +51,25 @@ def test_best_weights_are_left_in_the_model(tmp_path: Path) -> None:
     assert left == pytest.approx(max(line["score"] for line in lines if line["score"] is not None), abs=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("scores", "steps", "best"), [([0.7, 0.9, 0.9, 0.9, 1.0], 16, 16), ([0.7, 0.9, 0.8, 0.85], 16, 8)]
+)
+def test_patience_ends_with_equal_scores_of_which_the_latest_counts(
+    tmp_path: Path, scores: list[float], steps: int, best: int
+) -> None:
+    model = nn.Linear(4, 1)
+    given = iter(scores)
+
+    def step(number: int) -> float:
+        loss = model(torch.ones(2, 4)).square().mean()
+        loss.backward()
+        return float(loss.detach())
+
+    plan = replace(PLAN, steps=40, patience=2)
+    state = train(plan, {"model": model}, step=step, score=lambda: next(given), folder=tmp_path)
+    assert (state.step, state.best_step) == (steps, best)
+
+
 def test_tensorboard_holds_what_the_log_holds_and_lost_work_is_purged(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard", reason="the extra tensorboard is not installed")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
