@@ -96,7 +96,7 @@ class EndToEnd(Frozen):
         lr_encoder: Peak rate of the extractor.
         weight_decay: Of AdamW.
         bn: `frozen` uses the running statistics of batch norm and leaves them alone, which makes the two-pass gradient
-            exact; `train` updates them, and holds the graph of all patches of a slide at once.
+            exact; `train` updates them, chunk by chunk, and holds the graph of all patches of a slide at once.
         label_smoothing: Of the cross-entropy.
         precision: `auto` is bf16 where the device has such arithmetic, `fp32` never: on CPUs it trains a small encoder
             faster (a third, MobileNetV3-small at 224 px), a large one slower (EfficientNet-B3 at 512 px).

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +10,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 from .cohort import SPLITS, Cohort, CohortError
 from .labels import membership
 
-_DRAWS = 5  # of validation parts, where few lesions are marked
+_DRAWS = 5  # of validation parts, where few lesions are marked or patients have slides of several classes
 
 
 @dataclass(frozen=True)
@@ -85,7 +84,8 @@ def _held_out(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Rows less about a share of them, and that share; more where a class has few patients, so that it is in both.
 
-    Where lesions are marked, some are in both if that can be had: to learn from, and to choose the segmenter by.
+    All classes are in both if that can be had, also where a patient has slides of several; and lesions where some are
+    marked: to learn from, and to choose the segmenter by.
     """
     patients = {who: len(found) for who, found in cohort.patients_by_outcome(rows.tolist()).items() if found}
     rarest = min(patients, key=lambda who: patients[who])
@@ -95,12 +95,21 @@ def _held_out(
             "validated on: use more patients, or leave the class out."
         )
     parts = max(2, min(round(1 / share), patients[rarest]))
-    draws = (held for turn in range(_DRAWS) for held in _draw(cohort, rows, parts, seed + turn))
-    pairs = ((np.setdiff1d(rows, held), held) for held in draws)
-    first = next(pairs)
-    if not cohort.has_lesion(rows.tolist()):
-        return first
-    return next((pair for pair in chain([first], pairs) if all(cohort.has_lesion(p.tolist()) for p in pair)), first)
+    outcomes = {who for who, found in cohort.patients_by_outcome(rows.tolist()).items() if found}
+    marked = cohort.has_lesion(rows.tolist())
+
+    def good(pair: tuple[NDArray[np.int64], ...]) -> tuple[bool, bool]:
+        """Whether both parts have every class, and a lesion where one is marked."""
+        found = [{who for who, of in cohort.patients_by_outcome(p.tolist()).items() if of} for p in pair]
+        return all(f >= outcomes for f in found), not marked or all(cohort.has_lesion(p.tolist()) for p in pair)
+
+    tried = []
+    for turn in range(_DRAWS):
+        for held in _draw(cohort, rows, parts, seed + turn):
+            tried.append((np.setdiff1d(rows, held), held))
+            if all(good(tried[-1])):
+                return tried[-1]
+    return max(tried, key=good)  # the first of the best
 
 
 def _draw(cohort: Cohort, rows: NDArray[np.int64], folds: int, seed: int) -> list[NDArray[np.int64]]:

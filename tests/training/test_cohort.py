@@ -310,3 +310,19 @@ def test_few_marked_lesions_are_shared_out_between_learning_and_choosing(table: 
             if len(marked - set(part.test.tolist())) > 1:  # else there is nothing to share
                 assert cohort.has_lesion(part.training.tolist())
                 assert cohort.has_lesion(part.validation.tolist())
+
+
+@pytest.mark.parametrize("seed", [0, 4, 5, 6, 7])
+def test_classes_of_patients_with_slides_of_several_are_in_training_and_validation_alike(
+    table: Callable[..., Path], seed: int
+) -> None:
+    """With seeds of which the first part drawn lacks a class."""
+    rng = np.random.default_rng(seed)
+    lines = []
+    for patient in range(int(rng.integers(6, 14))):
+        for number in range(int(rng.integers(1, 6))):
+            lines.append(f"s{patient}_{number}.tif,{'abc'[int(rng.choice(3, p=[0.6, 0.25, 0.15]))]},p{patient}")
+    cohort = read_cohort(table(*lines), files=False)
+    for part in split_cohort(cohort, folds=3, seed=seed).values():
+        first, second = (set(cohort.targets()[rows].tolist()) for rows in (part.training, part.validation))
+        assert first == second
