@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -36,32 +37,32 @@ def read_around_damage(slide: Slide, size: tuple[int, int]) -> tuple[NDArray[np.
     picture[:] = slide.background
     unread = np.zeros((size[1], size[0]), np.bool_)
     scale = slide.width / size[0], slide.height / size[1]
-    reasons: list[ReadError] = []
+    reason = ""
 
     def fill(left: int, top: int, right: int, bottom: int) -> None:
-        place = slice(top, bottom), slice(left, right)
-        width, height = right - left, bottom - top
-        try:
-            picture[place] = slide.read(
-                left * scale[0],
-                top * scale[1],
-                width * scale[0],
-                height * scale[1],
-                size=(width, height),
-                stored=bool(reasons),
-            )
-        except ReadError as error:
-            reasons.append(error)
+        if not read(left, top, right, bottom):
+            width, height = right - left, bottom - top
             if max(width, height) <= max(1, SMALLEST * max(size)) or slide.decodes_first:
-                unread[place] = True
+                unread[top:bottom, left:right] = True
                 return
             across, down = (left, left + (width + 1) // 2, right), (top, top + (height + 1) // 2, bottom)
-            for row in (0, 1):
-                for column in (0, 1):
-                    if across[column] < across[column + 1] and down[row] < down[row + 1]:
-                        fill(across[column], down[row], across[column + 1], down[row + 1])
+            for part_left, part_right in pairwise(across):
+                for part_top, part_bottom in pairwise(down):
+                    if part_left < part_right and part_top < part_bottom:
+                        fill(part_left, part_top, part_right, part_bottom)
+
+    def read(left: int, top: int, right: int, bottom: int) -> bool:
+        nonlocal reason
+        place = left * scale[0], top * scale[1], (right - left) * scale[0], (bottom - top) * scale[1]
+        try:
+            pixels = slide.read(*place, size=(right - left, bottom - top), stored=bool(reason))
+        except ReadError as error:  # not kept: its traceback would hold a handle of the file open
+            reason = reason or str(error)
+            return False
+        picture[top:bottom, left:right] = pixels
+        return True
 
     fill(0, 0, size[0], size[1])
     if unread.all():
-        raise reasons[0]
+        raise ReadError(reason)
     return picture, unread

@@ -66,6 +66,26 @@ def test_where_nothing_can_be_read_that_is_an_error(tmp_path: Path, picture: np.
         read_around_damage(slide, (300, 200))
 
 
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="open files are counted in Linux's /proc")
+def test_no_file_stays_open_for_each_part_that_cannot_be_read(
+    tmp_path: Path, picture: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    most = 0
+    plain = Slide.read
+
+    def read(*args: object, **options: object) -> np.ndarray:
+        nonlocal most
+        most = max(most, sum(fd.resolve() == path for fd in Path("/proc/self/fd").iterdir()))
+        return plain(*args, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Slide, "read", read)
+    path = without_tiles(tmp_path / "a.tif", picture, list(range(23)))
+    with open_slide(path) as slide:
+        _, unread = read_around_damage(slide, (300, 200))
+        assert unread.mean() > 0.9
+    assert 1 <= most <= 4
+
+
 def test_a_flat_image_is_tried_once(tmp_path: Path, picture: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(flat, "IN_MEMORY_PX", 100)
     monkeypatch.setenv("MSAMIL_CACHE_DIR", str(tmp_path / "cache"))

@@ -97,14 +97,13 @@ def test_statistics_of_batch_norm_are_those_of_all_processes(tmp_path: Path) -> 
 
 def test_two_processes_train_and_score_as_one_does(tmp_path: Path) -> None:
     cohort = synthetic.write(tmp_path / "cohort", slides=10, size_px=512)
+    settings = ("model.thumbnail_px=128", "end_to_end.patches=6", "end_to_end.accum=3", "machine.device=cpu")
     for processes in (1, 2):
-        for stage in ("segment", "end-to-end", "mil"):
-            settings = ("model.thumbnail_px=128", "end_to_end.patches=6", "end_to_end.accum=3", "machine.device=cpu")
-            where = ("--preset", "tiny", "--cohort", str(cohort), "--out", str(tmp_path / str(processes)))
-            run(processes, "-m", "napari_msamil.training", stage, *where, *settings)
-    said = [(tmp_path / processes / "commands.txt").read_text().splitlines() for processes in "12"]
-    assert [line.split(" --preset")[0] for line in said[0]][:2] == ["msamil train segment", "msamil train end-to-end"]
-    assert said[1][0].startswith("torchrun --nproc-per-node 2 -m napari_msamil.training segment --preset tiny")
+        where = ("--preset", "tiny", "--cohort", str(cohort), "--out", str(tmp_path / str(processes)))
+        run(processes, "-m", "napari_msamil.training", "all", *where, *settings)
+    said = [(tmp_path / processes / "commands.txt").read_text() for processes in "12"]
+    assert said[0].startswith("msamil train all --preset tiny")
+    assert said[1].startswith("torchrun --nproc-per-node 2 -m napari_msamil.training all --preset tiny")
     logs = []
     for processes in "12":
         lines = (tmp_path / processes / "fold-0" / "log.jsonl").read_text().splitlines()
