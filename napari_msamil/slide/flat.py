@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from napari_msamil.errors import ReadError, SlideError
 from napari_msamil.slide.backend import FileFacts, empty_picture
 from napari_msamil.slide.colour import PixelFormat, orientation_warning
+from napari_msamil.slide.jpeg import decode_jpeg
 from napari_msamil.slide.resample import reduce_box
 from napari_msamil.slide.store import PyramidStore, from_environment, new_array
 
@@ -247,10 +248,7 @@ def stored_dtype(header: FlatHeader) -> type[np.uint8 | np.uint16]:
 def decode_as_stored(data: mmap.mmap, header: FlatHeader, out: NDArray[np.uint8 | np.uint16]) -> None:
     """Decode into an array of `stored_shape` and `stored_dtype`; raises where the file is damaged or cut off."""
     if header.kind == "JPEG":
-        import simplejpeg
-
-        colours = "GRAY" if header.samples == 1 else "RGB"
-        simplejpeg.decode_jpeg(data, colorspace=colours, buffer=out, strict=True)  # strict: a warning is an error
+        decode_jpeg(data, colours="GRAY" if header.samples == 1 else "RGB", out=out)
     else:
         import imagecodecs
 

@@ -6,7 +6,7 @@ import logging
 import threading
 import warnings
 from array import array
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from napari_msamil.errors import SlideError
 from napari_msamil.slide.backend import WHITE, FileFacts, empty_picture
 from napari_msamil.slide.cache import BlockCache
 from napari_msamil.slide.colour import PixelFormat, orientation_warning
+from napari_msamil.slide.jpeg import decode_jpeg, is_damage, with_tables
 from napari_msamil.slide.openslide import INSTALL
 from napari_msamil.slide.tiff_metadata import public_properties, stated_mpp
 from napari_msamil.slide.tiles import ByteSource, Plane, TileGrid
@@ -27,6 +28,7 @@ logger = logging.getLogger(__name__)
 JPEG = (6, 7)
 JPEG_2000 = (33003, 33004, 33005, 34712)
 APERIO_YCBCR = 33003
+_GREY, _RGB, _YCBCR = 1, 2, 6  # the tag PhotometricInterpretation
 
 TILE_CACHE_BYTES = 64 << 20
 """Decoded tiles kept per open slide: the 81 tiles under 512-px patches at three scales of one place take 16 MB."""
@@ -211,6 +213,8 @@ def _grid(path: Path, level: Any) -> TileGrid:
     _check_codec(path, page)
     jpeg = page.compression in JPEG and not page.jpegheader
     decode = _decode_jpeg2000 if page.compression in JPEG_2000 else page.decode
+    if jpeg and not tiles_apart and (page.samplesperpixel, page.photometric) in ((3, _RGB), (3, _YCBCR), (1, _GREY)):
+        decode = _JpegDecoder(page.samplesperpixel, page.photometric == _YCBCR, page.decode)
     return TileGrid(
         width,
         height,
@@ -222,6 +226,24 @@ def _grid(path: Path, level: Any) -> TileGrid:
         jpeg,
         page.is_tiled,
     )
+
+
+class _JpegDecoder:
+    """Decodes a JPEG tile in the form of tifffile's decoders, which drop what libjpeg warns of: damage."""
+
+    def __init__(self, samples: int, ycbcr: bool, other: Callable[..., Any]) -> None:
+        self._colours = "RGB" if samples == 3 else "GRAY"
+        self._ycbcr = ycbcr
+        self._other = other  # for kinds of JPEG that ours does not know
+
+    def __call__(self, data: bytes, index: int, *, jpegtables: bytes | None = None, **more: Any) -> Any:
+        try:
+            stream = with_tables(data, jpegtables, ycbcr=self._ycbcr)
+            return (decode_jpeg(stream, colours=self._colours)[np.newaxis],)
+        except ValueError as error:
+            if is_damage(error):
+                raise
+            return self._other(data, index, jpegtables=jpegtables, **more)
 
 
 def _decode_jpeg2000(data: bytes, index: int, **_: Any) -> tuple[NDArray[Any]]:

@@ -66,6 +66,34 @@ def test_where_nothing_can_be_read_that_is_an_error(tmp_path: Path, picture: np.
         read_around_damage(slide, (300, 200))
 
 
+def test_where_a_coarse_level_is_damaged_finer_ones_are_read(tmp_path: Path) -> None:
+    smooth = np.linspace(0, 199, 4096 * 3, dtype=np.uint8).reshape(1, 4096, 3).repeat(4096, axis=0)
+    path = tmp_path / "a.tif"
+    with tifffile.TiffWriter(path) as file:
+        for step in (1, 4, 16):
+            file.write(
+                smooth[::step, ::step],
+                tile=(256, 256),
+                photometric="rgb",
+                compression="deflate",
+                subfiletype=int(step > 1),
+            )
+    with open_slide(path) as slide:
+        truth = slide.read(0, 0, 4096, 4096, size=(256, 256)).astype(int)
+    data = bytearray(path.read_bytes())
+    with tifffile.TiffFile(path) as tiff:
+        for page, tiles in ((2, [0]), (1, [5])):  # all of the coarsest level, and a tile of the next
+            for tile in tiles:
+                offset, count = tiff.pages[page].dataoffsets[tile], tiff.pages[page].databytecounts[tile]
+                data[offset : offset + count] = bytes(count)
+    path.write_bytes(data)
+    with open_slide(path) as slide:
+        assert all(level.stored for level in slide.levels)
+        found, unread = read_around_damage(slide, (256, 256))
+    assert not unread.any()
+    assert np.abs(found - truth).max() <= 3
+
+
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="open files are counted in Linux's /proc")
 def test_no_file_stays_open_for_each_part_that_cannot_be_read(
     tmp_path: Path, picture: np.ndarray, monkeypatch: pytest.MonkeyPatch
