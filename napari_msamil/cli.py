@@ -149,7 +149,10 @@ def classify(
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace earlier results.")] = False,
     max_read_errors: Annotated[
-        float, typer.Option(metavar="SHARE", help="Share of unreadable patches that is accepted, 0 to 1.", min=0, max=1)
+        float,
+        typer.Option(
+            metavar="SHARE", help="Share of unreadable patches (and slide area) that is accepted, 0 to 1.", min=0, max=1
+        ),
     ] = 0.0,
 ) -> None:
     """Classify slide files; write class probabilities, lesion mask and attention maps of each. Research use only."""
@@ -173,7 +176,8 @@ def classify(
         except ResultExistsError as error:
             failed.append((slide, _by_option(error, "--out, --overwrite")))
         except UnreadablePatchesError as error:
-            failed.append((slide, f"{error} Or accept a share of unreadable patches: --max-read-errors."))
+            share = "a larger share" if max_read_errors else "a share"
+            failed.append((slide, f"{error} Or accept {share} of unreadable patches: --max-read-errors."))
         except MsamilError as error:
             failed.append((slide, str(error)))
         except BrokenPipeError:
@@ -240,7 +244,8 @@ def _classify_one(request: Any, out: Path, *, overwrite: bool) -> Prediction:
         line.clear()
     folder = write_result(prediction, out, overwrite=overwrite)
     counts = ", ".join(
-        f"{int((prediction.table.scale == i).sum())} at {s.name}" for i, s in enumerate(prediction.table.scales)
+        f"{count} at {scale.name}"
+        for count, scale in zip(prediction.patches_read, prediction.table.scales, strict=True)
     )
     weak = f", weak evidence: {prediction.weak}" if prediction.weak else ""
     print(f"{request.slide.name}: {prediction.headline}{weak} - research use only")

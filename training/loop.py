@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import nn
@@ -88,6 +88,11 @@ class State:
     seconds: float = 0.0
     loss: float = math.nan
 
+    @classmethod
+    def of(cls, found: dict[str, Any]) -> Self:
+        """As a checkpoint holds it; runs of earlier versions do not say when a score was better."""
+        return cls(**{"better_step": found["best_step"], **found})
+
     def over(self, plan: Plan) -> bool:
         """Whether nothing is left to do."""
         waited = self.step - self.better_step
@@ -137,7 +142,7 @@ def train(
     state, best = State(), weights_of(modules)
     if resume and file.exists():
         found, best = load_checkpoint(file, asdict(plan), modules, optimiser)
-        state = State(**found)
+        state = State.of(found)
         _log.info("%s: resumed at step %d of %d", plan.name, state.step, plan.steps)
     first = rank() == 0
     saved = told = time.monotonic()

@@ -115,7 +115,6 @@ class SlideStore:
         try:
             if not self._file(row).exists():
                 self._prepare(row)
-                self._look_for_tissue(row)
             if read_all:
                 self._read_all(row)
         except MsamilError as error:
@@ -152,14 +151,10 @@ class SlideStore:
         one = self.slides[row]
         return json.dumps([identity(file) for file in (one.path, one.lesion) if file is not None and file.exists()])
 
-    def _look_for_tissue(self, row: int) -> None:
-        """Raise MsamilError where no patch is one of tissue: a bag could not be made of the slide after training.
-
-        Nothing is kept of such a slide then, so that it is looked at again; of all others this is done once.
-        """
-        table, least = self.table(row), self.card.thresholds.tissue_fraction
+    def _look_for_tissue(self, size: tuple[int, int], mpp: tuple[float, float], thumbnail: NDArray[np.uint8]) -> None:
+        """Raise MsamilError where no patch is one of tissue: a bag could not be made of the slide after training."""
+        table, least = self._tissue_table(size, mpp, thumbnail), self.card.thresholds.tissue_fraction
         if not len(tissue_rows(table, least)):
-            self._file(row).unlink()
             most = f"its patches hold at most {table.tissue.max():.2f}" if len(table) else "it shows none"
             raise MsamilError(
                 f"no patch holds {least:.2f} or more of tissue ({most}): there is nothing to learn from it."
@@ -195,10 +190,15 @@ class SlideStore:
 
         def make() -> PatchTable:
             kept = self.prepared(row)
-            tissue = tissue_mask(kept.thumbnail)
-            return candidate_table(kept.size, kept.mpp, self.card, tissue=tissue, lesion=np.zeros_like(tissue))
+            return self._tissue_table(kept.size, kept.mpp, kept.thumbnail)
 
         return _kept(self._tables, row, make, _TABLES)
+
+    def _tissue_table(
+        self, size: tuple[int, int], mpp: tuple[float, float], thumbnail: NDArray[np.uint8]
+    ) -> PatchTable:
+        tissue = tissue_mask(thumbnail)
+        return candidate_table(size, mpp, self.card, tissue=tissue, lesion=np.zeros_like(tissue))
 
     def lesion_shares(self, row: int, starts: NDArray[np.floating], ends: NDArray[np.floating]) -> NDArray[np.float32]:
         """Share of lesion in boxes on a slide whose lesion is known.
@@ -257,6 +257,7 @@ class SlideStore:
                 raise MissingMppError("it does not say its µm per pixel: fill in its mpp in the table.")
             size = slide.width, slide.height
             thumbnail = read_thumbnail(slide, self.card)
+            self._look_for_tissue(size, slide.mpp, thumbnail)
             content = {"thumbnail": thumbnail, "size": size, "mpp": slide.mpp, "background": slide.background}
         if one.lesion_free:
             content["lesion"] = np.zeros(thumbnail.shape[:2], bool)

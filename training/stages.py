@@ -276,7 +276,7 @@ class Fold:
             return None
         found, best = load_checkpoint(file, asdict(plan), modules, None)
         put_back(modules, best)
-        return State(**found)
+        return State.of(found)
 
     def _reuse(self, stage: str) -> None:
         """Copy the checkpoint of a stage that another run went through with the same settings and slides."""
@@ -300,7 +300,7 @@ class Fold:
                         f"machine.reuse is {source}, a run of other slides: the file of {changed[0]} changed since "
                         f"({len(changed)} in all). Leave machine.reuse out."
                     )
-                if State(**state).over(plan):
+                if State.of(state).over(plan):
                     copy_atomically(other, own)
                     _log.info("fold %d: %s is taken over from %s", self.number, stage, source)
         wait_for_all()

@@ -138,7 +138,7 @@ def classify_steps(request: Request) -> Generator[Progress, None, Prediction]:
 
         yield Progress("lesion mask", 0, 1)
         card = model.card
-        thumbnail, unread = read_damaged_thumbnail(slide, card, request.max_read_errors)
+        thumbnail, unread = read_damaged_thumbnail(slide, card, request.max_read_errors, request.region)
         tissue, lesion = find_masks(slide, model, device, thumbnail=thumbnail)
         clock.lap("lesion mask")
 
@@ -250,9 +250,11 @@ def _notes(request: Request, card: Card, table: PatchTable, errors: dict[int, st
     if not card.finds_lesion:
         notes.append("the model was trained without marked lesions: it looks at all tissue and draws no lesion mask")
     if unread:
-        notes.append(f"{100 * unread:.1f} % of the slide could not be read where tissue was looked for")
+        where = "slide" if request.region is None else "region"
+        notes.append(f"{100 * unread:.1f} % of the {where} could not be read when tissue was looked for")
     if errors:
-        notes.append(f"{len(errors)} of {len(table)} patches could not be read and were left out")
+        were = "was" if len(errors) == 1 else "were"
+        notes.append(f"{len(errors)} of {len(table)} patches could not be read and {were} left out")
     if request.region is not None:
         notes.append(
             "only the drawn region was looked at: masks and areas end at its border, patches may reach half beyond it"

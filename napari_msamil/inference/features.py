@@ -18,6 +18,7 @@ from napari_msamil.inference.engine import (
     in_parallel,
     parallel_batches,
 )
+from napari_msamil.inference.geojson import polygon_mask
 from napari_msamil.models.bag import Bag
 from napari_msamil.patches.reader import PatchBatch, read_patches
 from napari_msamil.patches.tissue import tissue_mask
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from napari_msamil.inference.geojson import Polygon
     from napari_msamil.models.card import Card
     from napari_msamil.models.model import Model
     from napari_msamil.patches.grid import PatchTable
@@ -52,13 +54,16 @@ def find_masks(
     return tissue, lesion[: tissue.shape[0], : tissue.shape[1]]
 
 
-def read_damaged_thumbnail(slide: Slide, card: Card, max_unread: float) -> tuple[NDArray[np.uint8], float]:
+def read_damaged_thumbnail(
+    slide: Slide, card: Card, max_unread: float, region: tuple[Polygon, ...] | None = None
+) -> tuple[NDArray[np.uint8], float]:
     """`read_thumbnail` of a slide parts of which may be unreadable: they are background.
 
     Args:
         slide: Open.
         card: Of the model.
         max_unread: Share of the slide, 0..1, that may be unreadable.
+        region: Only there is it looked at; the share is of this region then.
 
     Returns:
         (h, w, 3) uint8 RGB, and the share that was not read, 0..1.
@@ -76,9 +81,13 @@ def read_damaged_thumbnail(slide: Slide, card: Card, max_unread: float) -> tuple
             raise UnreadablePatchesError(str(error)) from error
         reason = error
     thumbnail, unread = read_around_damage(slide, thumbnail_size(slide, card))
-    share = float(unread.mean())
+    inside = None if region is None else polygon_mask(region, (slide.width, slide.height), unread.shape)
+    share = float(unread.mean() if inside is None or not inside.any() else unread[inside].mean())
     if share > max_unread:
-        raise UnreadablePatchesError(f"{slide.name}: {100 * share:.1f} % of it cannot be read ({reason})") from reason
+        raise UnreadablePatchesError(
+            f"{slide.name}: {100 * share:.1f} % of {'it' if region is None else 'the region'} cannot be read, more "
+            f"than the accepted {100 * max_unread:g} %. {reason}"
+        ) from reason
     return thumbnail, share
 
 

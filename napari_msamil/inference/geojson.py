@@ -42,7 +42,7 @@ def read_polygons(path: Path) -> tuple[Polygon, ...]:
         RegionError: no such file, not GeoJSON, or no area in it (points and lines enclose none).
     """
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise RegionError(f"Cannot read the region file {path}: {error.strerror}.") from error
     except (ValueError, RecursionError) as error:

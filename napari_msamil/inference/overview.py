@@ -127,10 +127,11 @@ def _write_headline(draw: ImageDraw.ImageDraw, prediction: Prediction, width_px:
 def _foot(prediction: Prediction, width_px: int) -> list[str]:
     """What belongs to the result, in lines that fit the page: counts, areas, every note, what the model is for."""
     counts = ", ".join(
-        f"{int((prediction.table.scale == i).sum())} at {s.name}" for i, s in enumerate(prediction.table.scales)
+        f"{count} at {scale.name}"
+        for count, scale in zip(prediction.patches_read, prediction.table.scales, strict=True)
     )
     areas = f"Lesion {prediction.lesion_area}, tissue {prediction.tissue_area_mm2:.3g} mm²."
-    notes = [f"Note: {text}." for text in (prediction.fallback, *prediction.notes) if text]
+    notes = [f"Note: {text.rstrip('.')}." for text in (prediction.fallback, *prediction.notes) if text]
     columns = (width_px - _KEY_PX) // 8
     reading = [prediction.how_to_read] if prediction.how_to_read else []
     told = [f"Patches: {counts}. {areas}", *reading, *notes, f"Intended use: {prediction.intended_use}"]

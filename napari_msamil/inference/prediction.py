@@ -159,6 +159,12 @@ class Prediction:
         return "slide" if self.region is None else "region"
 
     @property
+    def patches_read(self) -> list[int]:
+        """How many patches were looked at, by scale, finest first; those that could not be read do not count."""
+        read = self.table.scale[np.isfinite(self.attention)]
+        return [int((read == index).sum()) for index in range(len(self.table.scales))]
+
+    @property
     def weak(self) -> str | None:
         """Why the result is weak evidence, in a few words that belong right beside the class; None where it is not."""
         read = len(self.table) - len(self.read_errors)

@@ -260,9 +260,8 @@ def _where(prediction: Prediction) -> str:
 
 def facts(prediction: Prediction) -> str:
     """How to read the probabilities, where was looked, patches per scale, areas, device and time, one per line."""
-    table = prediction.table
-    read = table.scale[np.isfinite(prediction.attention)]
-    counts = " · ".join(f"{s.name} {int((read == i).sum())}" for i, s in enumerate(table.scales))
+    scales = prediction.table.scales
+    counts = " · ".join(f"{s.name} {count}" for s, count in zip(scales, prediction.patches_read, strict=True))
     return "\n".join([
         *([prediction.how_to_read] if prediction.how_to_read else []),
         f"Looked at: {_where(prediction)}",

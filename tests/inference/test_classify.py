@@ -319,7 +319,7 @@ def test_a_tile_that_the_thumbnail_needs_may_be_unreadable_where_that_is_allowed
 ) -> None:
     with pytest.raises(UnreadablePatchesError, match=r"hole\.tif cannot be read at level 0"):
         classify(slide_with_a_bad_tile, model_file)
-    with pytest.raises(UnreadablePatchesError, match=r"hole\.tif: \d\.\d % of it cannot be read"):
+    with pytest.raises(UnreadablePatchesError, match=r"hole\.tif: \d\.\d % of it cannot be read, more than .* 1 %"):
         classify(slide_with_a_bad_tile, model_file, max_read_errors=0.01)
     prediction = classify(slide_with_a_bad_tile, model_file, max_read_errors=0.5)
     [note] = [n for n in prediction.notes if "of the slide could not be read" in n]
@@ -328,6 +328,15 @@ def test_a_tile_that_the_thumbnail_needs_may_be_unreadable_where_that_is_allowed
     assert not prediction.tissue_mask[height * 384 // 900, width * 384 // 1200]
     assert prediction.tissue_mask[height * 600 // 900, width * 700 // 1200]
     assert np.nansum(prediction.attention) == pytest.approx(1.0, abs=1e-5)
+    assert sum(prediction.patches_read) == len(prediction.table) - len(prediction.read_errors)
+
+
+def test_damage_outside_the_region_is_no_part_of_the_share(slide_with_a_bad_tile: Path, model_file: Path) -> None:
+    away = Polygon(np.array([[620.0, 520], [880, 520], [880, 690], [620, 690]]))
+    prediction = classify(slide_with_a_bad_tile, model_file, region=(away,), max_read_errors=0.001)
+    assert len(prediction.table)
+    assert not prediction.read_errors
+    assert not any("could not be read" in note for note in prediction.notes)
 
 
 def test_a_slide_of_which_nothing_can_be_read_is_refused_whatever_is_allowed(

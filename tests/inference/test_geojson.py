@@ -40,6 +40,12 @@ def test_every_usual_form_gives_the_same_polygon(tmp_path: Path, document: Any) 
     assert polygon.exterior.tolist() == SQUARE[0]
 
 
+def test_a_byte_order_mark_is_no_fault(tmp_path: Path) -> None:
+    path = _write(tmp_path / "r.geojson", {"type": "Polygon", "coordinates": SQUARE})
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert len(read_polygons(path)) == 1
+
+
 def test_a_hole_is_cut_out_of_the_region() -> None:
     polygon = Polygon(np.array(HOLED[0], float), (np.array(HOLED[1], float),))
     mask = polygon_mask((polygon,), (400, 400), (400, 400))

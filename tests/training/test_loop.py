@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from napari_msamil.errors import NotFiniteError
-from napari_msamil.training.loop import CheckpointError, DivergedError, Plan, StoppedError, train
+from napari_msamil.training.loop import CheckpointError, DivergedError, Plan, State, StoppedError, train
 
 PLAN = Plan("fit", steps=12, learning_rate=0.05, warmup=3, score_every=4, seed=5)
 
@@ -68,6 +68,13 @@ def test_patience_ends_with_equal_scores_of_which_the_latest_counts(
     plan = replace(PLAN, steps=40, patience=2)
     state = train(plan, {"model": model}, step=step, score=lambda: next(given), folder=tmp_path)
     assert (state.step, state.best_step) == (steps, best)
+
+
+def test_a_run_that_does_not_say_when_its_score_was_better_keeps_its_patience() -> None:
+    plan = replace(PLAN, steps=1000, score_every=20, patience=10)
+    found = {"step": 240, "best_score": 0.9, "best_step": 240, "seconds": 1.0, "loss": 0.3}
+    assert not State.of(found).over(plan)
+    assert State.of({**found, "better_step": 40}).over(plan)
 
 
 def test_tensorboard_holds_what_the_log_holds_and_lost_work_is_purged(tmp_path: Path) -> None:
