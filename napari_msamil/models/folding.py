@@ -39,19 +39,24 @@ def fold_batchnorm(net: nn.Module, example: Tensor) -> None:
 
 
 def followers(net: nn.Module, example: Tensor, first: type[nn.Module], then: type[nn.Module]) -> list[tuple[str, str]]:
-    """Names of pairs of modules, where the second reads the very tensor that the first gave, and each runs once."""
-    made_by: dict[int, tuple[str, Tensor]] = {}  # the tensor is kept so that its id stays its own
+    """Names of pairs of modules, where the second reads the very tensor that the first gave, and each runs once.
+
+    A tensor that was changed in place in between, as by `x += shortcut`, is no longer the one that was given.
+    """
+    made_by: dict[int, tuple[str, int, Tensor]] = {}  # the tensor is kept so that its id stays its own
     found: list[tuple[str, str]] = []
     calls: Counter[str] = Counter()
 
     def before(name: str, module: nn.Module, args: tuple[Tensor, ...]) -> None:
         calls[name] += 1
         if isinstance(module, then) and id(args[0]) in made_by:
-            found.append((made_by[id(args[0])][0], name))
+            maker, version, _ = made_by[id(args[0])]
+            if args[0]._version == version:
+                found.append((maker, name))
 
     def after(name: str, module: nn.Module, output: Tensor) -> None:
         if isinstance(module, first):
-            made_by[id(output)] = (name, output)
+            made_by[id(output)] = (name, output._version, output)
 
     handles = []
     for name, module in net.named_modules():

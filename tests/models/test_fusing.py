@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from napari_msamil.models import fusing
 from napari_msamil.models.card import preset_card
+from napari_msamil.models.folding import fold_batchnorm
 from napari_msamil.models.fusing import ConvActivation, InPlaceGate, can_fuse, fuse_for_cpu
 from napari_msamil.models.model import build_model
 
@@ -63,6 +64,22 @@ def test_a_net_of_another_kind_is_left_as_it_is() -> None:
     expected = net(picture())
     fuse_for_cpu(net, picture())
     torch.testing.assert_close(net(picture()), expected, rtol=1e-4, atol=1e-4)
+
+
+@needs_fusing
+@pytest.mark.parametrize("encoder", ["resnet18", "resnet26d"])
+def test_a_shortcut_added_in_place_stands_between_convolution_and_activation(encoder: str) -> None:
+    """timm's residual blocks do `x += shortcut`: what the activation reads is not what the convolution gave."""
+    torch.manual_seed(0)
+    net = timm.create_model(encoder, num_classes=0, global_pool="").requires_grad_(False).eval()
+    for part in net.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            part.weight.normal_(0, 1)  # as after training; timm begins with zeros, where nothing would be noticed
+    expected = net(picture())
+    fold_batchnorm(net, picture())
+    fuse_for_cpu(net, picture())
+    torch.testing.assert_close(net(picture()), expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+    assert count(net, ConvActivation) > 5
 
 
 def test_a_machine_that_cannot_fuse_computes_the_plain_way(monkeypatch: pytest.MonkeyPatch) -> None:
