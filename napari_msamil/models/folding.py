@@ -72,7 +72,7 @@ def followers(net: nn.Module, example: Tensor, first: type[nn.Module], then: typ
 def check_same(net: nn.Module, before: Tensor, after: Tensor) -> None:
     """Raises RuntimeError unless a rewritten net gives what it gave before, but for rounding."""
     if not torch.allclose(before, after, rtol=_TOLERANCE, atol=_TOLERANCE * float(before.abs().max())):
-        raise RuntimeError(f"rewriting {type(net).__name__} for inference changed its output: please report this net")
+        raise RuntimeError(f"rewriting {type(net).__name__} for inference changed its output")
 
 
 def _fold(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> None:

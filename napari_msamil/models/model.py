@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from pathlib import Path
 from typing import cast
 
@@ -19,6 +20,8 @@ from napari_msamil.models.files import read_model_file, write_model_file
 from napari_msamil.models.folding import fold_batchnorm
 from napari_msamil.models.fusing import can_fuse, fuse_for_cpu
 from napari_msamil.models.segmenter import Segmenter
+
+logger = logging.getLogger(__name__)
 
 
 class Model(nn.Module):
@@ -124,7 +127,8 @@ class Model(nn.Module):
     def for_inference(self, device: str | None = None, *, bf16: bool = False) -> Model:
         """A copy that computes the same faster: evaluation mode, no gradients, BatchNorm folded into convolutions.
 
-        On a CPU activations go into the convolutions too, and channel gates scale in place (`fuse_for_cpu`).
+        On a CPU activations go into the convolutions too, and channel gates scale in place (`fuse_for_cpu`). A net that
+        cannot be rewritten so runs as it is, and a warning says so.
 
         Args:
             device: Where the copy is to be; None is where this model is.
@@ -132,18 +136,24 @@ class Model(nn.Module):
                 the aggregator stays in full precision.
         """
         model = copy.deepcopy(self).to(device).eval().requires_grad_(False)
-        example = torch.zeros(1, 3, 64, 64, device=model.device).to(memory_format=torch.channels_last)
-        example += torch.linspace(-2, 2, 64, device=model.device)
-        fuse = model.device.type == "cpu" and can_fuse(torch.bfloat16 if bf16 else torch.float32)
-        fold_batchnorm(model.segmenter.net, example)
-        if fuse:
-            fuse_for_cpu(model.segmenter.net, example)
-        model.extractor.fold(example, fuse=fuse)
+        try:
+            model._rewrite(fuse=model.device.type == "cpu" and can_fuse(torch.bfloat16 if bf16 else torch.float32))
+        except Exception as error:  # of hundreds of nets, some take no small example or are wired unlike all others
+            logger.warning("%s runs as it is, slower: its nets cannot be rewritten (%s)", self.card.name, error)
+            model = copy.deepcopy(self).to(device).eval().requires_grad_(False)
         if bf16:
             model.segmenter.bfloat16()
             model.extractor.bfloat16()
         model.folded = True
         return model.to(memory_format=torch.channels_last)
+
+    def _rewrite(self, *, fuse: bool) -> None:
+        example = torch.zeros(1, 3, 64, 64, device=self.device).to(memory_format=torch.channels_last)
+        example += torch.linspace(-2, 2, 64, device=self.device)
+        fold_batchnorm(self.segmenter.net, example)
+        if fuse:
+            fuse_for_cpu(self.segmenter.net, example)
+        self.extractor.fold(example, fuse=fuse)
 
 
 def build_model(card: Card, *, seed: int | None = None) -> Model:

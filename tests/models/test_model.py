@@ -178,6 +178,23 @@ def test_the_copy_in_bf16_gives_nearly_the_same_in_float32() -> None:
         assert float((got - expected).abs().max() / expected.abs().max()) < 0.05
 
 
+def test_nets_that_cannot_be_rewritten_run_as_they_are(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def wired_otherwise(*_: object, **__: object) -> None:
+        raise RuntimeError("rewriting Net for inference changed its output")
+
+    plain = build_model(tiny_card(), seed=0)
+    monkeypatch.setattr("napari_msamil.models.extractor.fold_batchnorm", wired_otherwise)
+    copy = plain.for_inference()
+    pixels = torch.randint(0, 256, (2, 64, 64, 3), dtype=torch.uint8)
+    with torch.no_grad():
+        torch.testing.assert_close(copy.embed(pixels), plain.embed(pixels))
+        torch.testing.assert_close(copy.segment(pixels), plain.segment(pixels))
+    assert "runs as it is, slower: its nets cannot be rewritten (rewriting Net" in caplog.text
+    assert copy.folded
+
+
 def test_the_copy_for_inference_is_not_saved(tmp_path: Path) -> None:
     with pytest.raises(ModelFileError, match="cannot be saved"):
         save_model(build_model(tiny_card(), seed=0).for_inference(), tmp_path / "m.safetensors")
