@@ -41,11 +41,11 @@ $(VENV)/bin/pip: | system
 	$(BIN)/pip install -q --upgrade pip
 
 $(VENV)/.app: pyproject.toml | $(VENV)/bin/pip
-	$(BIN)/pip install -q -e ".[app]"
+	$(BIN)/pip install -q --no-compile -e ".[app]"
 	touch $@
 
 $(VENV)/.test: pyproject.toml | $(VENV)/bin/pip
-	$(BIN)/pip install -q -e ".[app,test]"
+	$(BIN)/pip install -q --no-compile -e ".[app,test]"
 	touch $@
 
 clean:
