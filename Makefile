@@ -40,6 +40,7 @@ $(VENV)/bin/pip: | system
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q --upgrade pip
 
+# --no-compile: Python compiles what it imports; of gigabytes that are installed that is little.
 $(VENV)/.app: pyproject.toml | $(VENV)/bin/pip
 	$(BIN)/pip install -q --no-compile -e ".[app]"
 	touch $@
