@@ -13,9 +13,9 @@ from qtpy.QtCore import QObject, QSettings, Signal
 from qtpy.QtWidgets import QFileDialog, QWidget
 
 from napari_msamil.errors import MsamilError
-from napari_msamil.plugin import compat
 from napari_msamil.plugin.saved import from_file, mark_when_added
 from napari_msamil.plugin.slides import layer_data, slide_in, slide_layers
+from napari_msamil.plugin.watch import show_scale_bar
 from napari_msamil.slide.detect import SLIDE_SUFFIXES
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ class Opener(QObject):
         for other in slide_layers(self._viewer)[:1]:
             keywords["units"] = other.units  # until it is chosen, see `Stage`: napari complains of units that differ
         layer = self._viewer.add_image(data, **keywords)
-        compat.overlay(self._viewer, "scale_bar").visible = True
+        show_scale_bar(self._viewer)
         if then is not None:
             then()
         return layer

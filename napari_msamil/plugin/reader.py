@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING
 import napari
 from napari_builtins.io import napari_get_reader
 
-from napari_msamil.plugin import compat
 from napari_msamil.plugin.saved import from_file, mark_when_added
 from napari_msamil.plugin.slides import layer_data
-from napari_msamil.plugin.watch import watch
+from napari_msamil.plugin.watch import show_scale_bar, watch
 from napari_msamil.slide.detect import SCANNER_SUFFIXES
 from napari_msamil.slide.slide import is_slide_file, open_slide
 
@@ -51,7 +50,7 @@ def read_slide(path: str | Path) -> list[LayerData]:
     viewer = napari.current_viewer()
     if viewer is not None:
         watch(viewer)
-        compat.overlay(viewer, "scale_bar").visible = True
+        show_scale_bar(viewer)
     return [described]
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from napari.layers import Image, Labels, Points, Shapes
 from qtpy.QtCore import QTimer
 
-from napari_msamil.plugin.compat import forget_deleted_programs
+from napari_msamil.plugin.compat import forget_deleted_programs, overlay
 from napari_msamil.plugin.prefetch import Prefetcher
 from napari_msamil.plugin.slides import (
     ANNOTATION,
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from napari_msamil.slide.slide import Slide
 
+SCALE_BAR_MS = 500
 _KINDS = {SLIDE: Image, LESION: Labels, HEATMAP: Image, TOP: Shapes}
 
 
@@ -45,6 +46,15 @@ def watch(viewer: napari.viewer.Viewer) -> None:
     viewer.layers.events.inserted.connect(_attend)
     viewer.layers.events.inserted.connect(_keep_together)
     viewer.layers.events.removed.connect(_release)
+
+
+def show_scale_bar(viewer: napari.viewer.Viewer) -> None:
+    """Show the scale bar once the picture stands: napari takes as long for the bar's letters as for a slide."""
+
+    def show() -> None:
+        overlay(viewer, "scale_bar").visible = True
+
+    QTimer.singleShot(0, lambda: QTimer.singleShot(SCALE_BAR_MS, show))  # counted from when the slide's layer is there
 
 
 def _attend(event: Any) -> None:

@@ -1128,10 +1128,13 @@ def test_the_panel_finds_slides_opened_before_it(viewer: Any, slide_file: Path) 
     panel.deleteLater()
 
 
-def test_opening_shows_the_whole_slide_and_a_scale_bar(panel: Any, viewer: Any, slide_file: Path) -> None:
+def test_opening_shows_the_whole_slide_and_then_a_scale_bar(
+    panel: Any, viewer: Any, slide_file: Path, qtbot: Any
+) -> None:
     panel.open_slide(slide_file)
-    assert compat.overlay(viewer, "scale_bar").visible
+    assert not compat.overlay(viewer, "scale_bar").visible, "its letters take as long as the picture"
     assert compat.camera(viewer).center[-2:] == pytest.approx((449.5, 599.5), abs=1)
+    qtbot.waitUntil(lambda: compat.overlay(viewer, "scale_bar").visible)
 
 
 def test_a_panel_that_is_closed_and_opened_again_shows_the_result_that_lies_on_the_slide(

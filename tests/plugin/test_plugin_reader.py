@@ -204,7 +204,7 @@ def test_the_sample_is_drawn_in_the_background_the_first_time(
     assert drawn_by != [threading.main_thread()]
     assert len(viewer.layers) == 1
     assert viewer.layers[0].metadata["msamil"]["role"] == "slide"
-    assert compat.overlay(viewer, "scale_bar").visible
+    qtbot.waitUntil(lambda: compat.overlay(viewer, "scale_bar").visible)
 
 
 @pytest.mark.gui
