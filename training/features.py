@@ -12,7 +12,7 @@ import torch
 
 from napari_msamil import __version__
 from napari_msamil.errors import MissingMppError, MsamilError
-from napari_msamil.inference.candidates import candidate_table, choose_patches
+from napari_msamil.inference.candidates import candidate_table, choose_patches, read_thumbnail
 from napari_msamil.inference.engine import Device
 from napari_msamil.inference.features import extract_features, find_masks, make_bag
 from napari_msamil.models.bag import Bag, BagError, load_bag, load_provenance, save_bag
@@ -131,7 +131,7 @@ def bag_of_slide(
             if slide.mpp is None:
                 raise MissingMppError(f"{slide.name} does not say its µm per pixel: fill in its mpp in the table.")
             card = model.card
-            tissue, lesion = find_masks(slide, model, device)
+            tissue, lesion = find_masks(read_thumbnail(slide, card), slide.background, model, device)
             table = candidate_table((slide.width, slide.height), slide.mpp, card, tissue=tissue, lesion=lesion)
             chosen = choose_patches(table, card)
             rows, fallback = chosen.rows, chosen.fallback

@@ -212,6 +212,7 @@ def _read(file: Path, mpp: float) -> _Part:
     bad = int((~np.isfinite(values)).any(1).sum())
     if bad:
         raise FeatureError(f"{file}: {bad} of {len(values)} patches have features that are not finite numbers")
+    _check_places(file, places)
     magnification = said["target_magnification"]
     if magnification and abs(10 / magnification[0] / mpp - 1) > _TOLERANCE:
         raise FeatureError(
@@ -241,6 +242,20 @@ def _check_shapes(file: Path, features: Any, coords: Any) -> None:
         raise FeatureError(
             f"{file}: coords are {coords.shape} {coords.dtype} for {shape[0]} patches, ({shape[0]}, 2) whole level-0 "
             "pixels are needed"
+        )
+
+
+def _check_places(file: Path, places: NDArray[np.int64]) -> None:
+    """Refuse (N, 2) places that no slide has: attention and order of the patches would stand for nothing."""
+    if places.min() < 0:
+        outside = int((places < 0).any(1).sum())
+        raise FeatureError(
+            f"{file}: {outside} of {len(places)} patches have coords below 0, which no level-0 pixel has"
+        )
+    if len(places) > 1 and (places == places[0]).all():
+        raise FeatureError(
+            f"{file}: all {len(places)} patches have the same coords, {tuple(places[0].tolist())}; coords are the "
+            "top left corners of the patches in level-0 pixels"
         )
 
 

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from napari_msamil.errors import AnnotationError, MsamilError
+from napari_msamil.slide.colour import orientation_warning
 from napari_msamil.slide.flat import check_size, decode_as_stored, read_header, stored_dtype, stored_shape
 from napari_msamil.slide.tiff import quiet
 
@@ -156,6 +157,8 @@ def _flat_blocks(path: Path, judge: Judge | None) -> Iterator[tuple[tuple[int, i
     """Size and blocks of a PNG or JPEG."""
     header = read_header(path)
     check_size(path, header.width, header.height)
+    if header.orientation != 1:
+        _log.warning(orientation_warning(path, header.orientation))  # as of slides: both agree where both carry the tag
     lossy = header.kind == "JPEG"
     shape, dtype = stored_shape(header), np.dtype(stored_dtype(header))
     with (

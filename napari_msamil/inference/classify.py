@@ -139,7 +139,7 @@ def classify_steps(request: Request) -> Generator[Progress, None, Prediction]:
         yield Progress("lesion mask", 0, 1)
         card = model.card
         thumbnail, unread = read_damaged_thumbnail(slide, card, request.max_read_errors, request.region)
-        tissue, lesion = find_masks(slide, model, device, thumbnail=thumbnail)
+        tissue, lesion = find_masks(thumbnail, slide.background, model, device)
         clock.lap("lesion mask")
 
         table = candidate_table(size, slide.mpp, card, tissue=tissue, lesion=lesion, region=region)

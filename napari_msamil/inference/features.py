@@ -37,16 +37,14 @@ if TYPE_CHECKING:
 
 
 def find_masks(
-    slide: Slide, model: Model, device: Device, *, thumbnail: NDArray[np.uint8] | None = None
+    thumbnail: NDArray[np.uint8], background: tuple[int, int, int], model: Model, device: Device
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Tissue and lesion (h, w) on the thumbnail, read here where it is not given; both stretch over the whole slide."""
+    """Tissue and lesion (h, w) on a slide's thumbnail (h, w, 3); both stretch over the whole slide."""
     card = model.card
-    if thumbnail is None:
-        thumbnail = read_thumbnail(slide, card)
     tissue = tissue_mask(thumbnail)
     if not card.finds_lesion:
         return tissue, np.zeros_like(tissue)
-    square = on_square(thumbnail, card.thumbnail_px, slide.background)
+    square = on_square(thumbnail, card.thumbnail_px, background)
     segment = BatchRunner(lambda pixels: model.segment(pixels.to(device.name)), 1)
     with torch.inference_mode(), autocast(device):
         probability = segment(torch.from_numpy(square[None]))[0].float().cpu().numpy()

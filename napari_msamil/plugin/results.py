@@ -170,11 +170,14 @@ class Results(QObject):
         """Say nothing more."""
         self._closed = True
 
-    def _on_saved(self, outcome: tuple[bool, str]) -> None:
+    def _on_saved(self, outcome: tuple[Prediction, bool, str]) -> None:
         if not self._closed:
-            good, text = outcome
+            prediction, good, text = outcome
             self._view.save.enabled = True
-            self._view.say(text, error=not good)
+            if self._view.shows(prediction):
+                self._view.say(text, error=not good)
+            else:  # the user went on to another slide, whose result this is not about
+                self.said.emit(text, not good)
 
     def _ask_where_to_save(self) -> None:
         folder = QFileDialog.getExistingDirectory(self._view, "Folder for the results", self._folder)
@@ -262,13 +265,13 @@ def may_replace(folder: Path, prediction: Prediction, parent: QWidget) -> bool:
     return bool(QMessageBox.question(parent, "Save result", question, yes | no, no) == yes)
 
 
-def _write(prediction: Prediction, folder: str | Path, overwrite: bool) -> tuple[bool, str]:
+def _write(prediction: Prediction, folder: str | Path, overwrite: bool) -> tuple[Prediction, bool, str]:
     from napari_msamil.inference.result import write_result
 
     try:
-        return True, f"Saved to {write_result(prediction, folder, overwrite=overwrite)}"
+        return prediction, True, f"Saved to {write_result(prediction, folder, overwrite=overwrite)}"
     except MsamilError as error:
-        return False, str(error)
+        return prediction, False, str(error)
     except Exception as error:  # whatever it is, the user waits for an answer
         logger.exception("the result could not be saved to %s", folder)
-        return False, f"The result could not be saved to {folder} ({type(error).__name__}: {error})."
+        return prediction, False, f"The result could not be saved to {folder} ({type(error).__name__}: {error})."

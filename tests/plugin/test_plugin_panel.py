@@ -900,6 +900,20 @@ def test_the_result_is_saved_as_the_command_line_saves_it(
     assert saved["predicted"] in panel.result_view.headline.text()
 
 
+def test_what_became_of_saving_is_not_said_under_the_result_of_another_slide(
+    panel: Any, pair: tuple[Any, Any], tmp_path: Path, qtbot: Any
+) -> None:
+    first, second = pair
+    run(panel, qtbot)
+    panel.form.choose(first)
+    panel.results.save(tmp_path / "out")
+    panel.form.choose(second)
+    qtbot.waitUntil(lambda: "Saved to" in panel.run_view.status.text(), timeout=SECONDS)
+    assert "first" in panel.run_view.status.text()
+    assert panel.result_view.answer.text() == ""
+    assert panel.result_view.save.enabled
+
+
 def test_a_result_saved_before_is_replaced_only_if_the_user_says_so(
     panel: Any, slide_file: Path, tmp_path: Path, qtbot: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -190,6 +190,11 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda file: write_clam(file, drawn(0), PLACES / 2),
         r"coords are \(20, 2\) float64 for 20 patches",
     ),
+    "below zero": (lambda file: write_clam(file, drawn(0), PLACES - 10**6), r"20 of 20 patches have coords below 0"),
+    "one place": (
+        lambda file: write_clam(file, drawn(0), 0 * PLACES),
+        r"all 20 patches have the same coords, \(0, 0\); coords are the top left corners",
+    ),
     "flat": (lambda file: write_clam(file, drawn(0)[0]), r"features are \(16,\) float32, \(N, D\) floating point"),
     "text": (lambda file: write_clam(file, np.full((20, 2), b"x")), r"features are \(20, 2\) \|S1"),
     "empty": (lambda file: write_clam(file, drawn(0)[:0], PLACES[:0]), r"s00\.h5 has no patches"),
