@@ -9,9 +9,8 @@ fold 3 is read once, at the very end, by a model that no longer changes.
 import argparse
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -38,7 +37,7 @@ from .demo_report import evaluate, finished_card
 from .demo_warm_up import train_on_patches
 from .end_to_end import Drawn, train_end_to_end
 from .features import digest
-from .loop import Plan
+from .loop import Plan, State
 from .mil import train_aggregator
 from .segmentation import Thumbnail, train_segmenter
 
@@ -84,6 +83,22 @@ def make_demo(
     return out
 
 
+@dataclass(frozen=True)
+class _Work:
+    """What all stages share."""
+
+    model: Model
+    training: Sequence[Case]
+    validation: Sequence[Case]
+    recipe: Recipe
+    folder: Path
+    resume: bool
+
+    def slides(self, cases: Sequence[Case]) -> SlideData:
+        """Composed and drawn slides of some cases."""
+        return SlideData(cases, self.recipe.drawn, (self.recipe.cells, self.recipe.cells * 3 // 2))
+
+
 def train_stages(
     model: Model,
     training: Sequence[Case],
@@ -93,92 +108,102 @@ def train_stages(
     folder: Path,
     resume: bool,
     until: str,
-) -> dict[str, Any]:
+) -> dict[str, float]:
     """Run the stages in order and return the validation score of each."""
-    stages = STAGES[: STAGES.index(until) + 1]
-    chosen: dict[str, Any] = {}
-    sides = (recipe.cells, recipe.cells * 3 // 2)
-    slides, held = SlideData(training, recipe.drawn, sides), SlideData(validation, recipe.drawn, sides)
-    plan = Plan("segment", recipe.segment, 2e-3, score_every=100, seed=recipe.seed)
-    thumbs = SegmentData(training, recipe.thumbnail_px, recipe.drawn)
-    held_thumbs = replace(thumbs, cases=validation)
+    work = _Work(model, training, validation, recipe, folder, resume)
+    stages = {
+        "segment": ("lesion IoU on thumbnails", _segment),
+        "patches": ("patch AUC", _patches),
+        "end-to-end": ("slide AUC, end to end", _end_to_end),
+        "mil": ("slide AUC, whole bags", _mil),
+    }
+    chosen = {}
+    for stage in STAGES[: STAGES.index(until) + 1]:
+        if stage in stages:
+            score, run = stages[stage]
+            chosen[score] = round(run(work).best_score, 4)
+    model.eval()
+    return chosen
+
+
+def _segment(work: _Work) -> State:
+    recipe = work.recipe
+    thumbs = SegmentData(work.training, recipe.thumbnail_px, recipe.drawn)
+    held = replace(thumbs, cases=work.validation)
 
     def held_thumbnails() -> list[Thumbnail]:
         rngs = (np.random.default_rng([recipe.seed, 12, k]) for k in range(recipe.thumbnails))
-        return [draw_thumbnail(held_thumbs, rng) for rng in rngs]
+        return [draw_thumbnail(held, rng) for rng in rngs]
 
-    state = train_segmenter(
-        model,
+    return train_segmenter(
+        work.model,
         lambda step: thumbnails_of_step(thumbs, recipe.seed, step, batch=recipe.batches[0]),
         held_thumbnails,
-        plan=plan,
-        folder=folder,
-        resume=resume,
+        plan=Plan("segment", recipe.segment, 2e-3, score_every=100, seed=recipe.seed),
+        folder=work.folder,
+        resume=work.resume,
     )
-    chosen["lesion IoU on thumbnails"] = state.best_score
-    if "patches" in stages:
-        plan = Plan("patches", recipe.patches, 2e-3, weight_decay=0.02, score_every=200, seed=recipe.seed)
-        state = train_on_patches(
-            model,
-            slides,
-            held,
-            plan=plan,
-            folder=folder,
-            batch=recipe.batches[1],
-            crop_px=recipe.crop_px,
-            scored=recipe.scored,
-            resume=resume,
-        )
-        chosen["patch AUC"] = state.best_score
-    if "end-to-end" in stages:
-        plan = Plan("end-to-end", recipe.end_to_end, 5e-4, warmup=10, score_every=25, seed=recipe.seed)
-
-        def draw(step: int, slot: int) -> Drawn:
-            return draw_slide(
-                slides, model.card, recipe.seed, step, slot, slots=2, patches=recipe.bag, chunk=recipe.bag // 2
-            )
-
-        def held_slides() -> list[Drawn]:
-            cases = enumerate(validation)
-            return [held_slide(case, model.card, recipe.seed, k, patches=recipe.bag) for k, case in cases]
-
-        state = train_end_to_end(
-            model,
-            draw,
-            held_slides,
-            plan=plan,
-            folder=folder,
-            encoder_rate=0.3,
-            label_smoothing=0.05,
-            resume=resume,
-        )
-        chosen["slide AUC, end to end"] = state.best_score
-    if "mil" in stages:
-        model.eval()
-        bags, held_bags = _bags(model, training, validation, recipe, folder / "bags")
-        plan = Plan("mil", recipe.mil, 5e-4, warmup=20, score_every=20, seed=recipe.seed)
-        state = train_aggregator(
-            model,
-            [bag for bag, _ in bags],
-            np.array([label for _, label in bags]),
-            [bag for bag, _ in held_bags],
-            np.array([label for _, label in held_bags]),
-            plan=plan,
-            folder=folder,
-            label_smoothing=0.05,
-            resume=resume,
-        )
-        chosen["slide AUC, whole bags"] = state.best_score
-    model.eval()
-    return {key: round(value, 4) for key, value in chosen.items()}
 
 
-def _bags(
-    model: Model, training: Sequence[Case], validation: Sequence[Case], recipe: Recipe, folder: Path
-) -> tuple[list[tuple[Bag, int]], list[tuple[Bag, int]]]:
+def _patches(work: _Work) -> State:
+    recipe = work.recipe
+    return train_on_patches(
+        work.model,
+        work.slides(work.training),
+        work.slides(work.validation),
+        plan=Plan("patches", recipe.patches, 2e-3, weight_decay=0.02, score_every=200, seed=recipe.seed),
+        folder=work.folder,
+        batch=recipe.batches[1],
+        crop_px=recipe.crop_px,
+        scored=recipe.scored,
+        resume=work.resume,
+    )
+
+
+def _end_to_end(work: _Work) -> State:
+    card, recipe = work.model.card, work.recipe
+    slides = work.slides(work.training)
+
+    def draw(step: int, slot: int) -> Drawn:
+        return draw_slide(slides, card, recipe.seed, step, slot, slots=2, patches=recipe.bag, chunk=recipe.bag // 2)
+
+    def held_slides() -> list[Drawn]:
+        cases = enumerate(work.validation)
+        return [held_slide(case, card, recipe.seed, k, patches=recipe.bag) for k, case in cases]
+
+    return train_end_to_end(
+        work.model,
+        draw,
+        held_slides,
+        plan=Plan("end-to-end", recipe.end_to_end, 5e-4, warmup=10, score_every=25, seed=recipe.seed),
+        folder=work.folder,
+        encoder_rate=0.3,
+        label_smoothing=0.05,
+        resume=work.resume,
+    )
+
+
+def _mil(work: _Work) -> State:
+    work.model.eval()
+    bags, held = _bags(work)
+    return train_aggregator(
+        work.model,
+        [bag for bag, _ in bags],
+        np.array([label for _, label in bags]),
+        [bag for bag, _ in held],
+        np.array([label for _, label in held]),
+        plan=Plan("mil", work.recipe.mil, 5e-4, warmup=20, score_every=20, seed=work.recipe.seed),
+        folder=work.folder,
+        label_smoothing=0.05,
+        resume=work.resume,
+    )
+
+
+def _bags(work: _Work) -> tuple[list[tuple[Bag, int]], list[tuple[Bag, int]]]:
     """Bags of lesion patches: one composed slide per case, recoloured in training, and the drawn slides."""
+    model, recipe, training = work.model, work.recipe, work.training
     made_by = digest(model)
-    cases = [*training, *validation]
+    cases = [*training, *work.validation]
 
     def one(k: int) -> tuple[Bag, int]:
         rng = np.random.default_rng([recipe.seed, 41, k])
@@ -189,7 +214,7 @@ def _bags(
         else:
             slide = drawn_slide(k - len(cases))
             label, name = 1 - (k - len(cases)) % 2, f"drawn-{k - len(cases)}"
-        bag = bag_of(model, slide, folder / f"{name}.pt", digest=made_by, look=look, seed=k)
+        bag = bag_of(model, slide, work.folder / "bags" / f"{name}.pt", digest=made_by, look=look, seed=k)
         _log.info("bag %d of %d: %d patches", k + 1, len(cases) + recipe.drawn, len(bag))
         return bag, label
 
