@@ -92,9 +92,16 @@ def _polygon(rings: Any) -> Polygon:
 
 
 def multipolygon(polygons: tuple[Polygon, ...]) -> dict[str, Any]:
-    """Polygons as one GeoJSON geometry, to a hundredth of a level-0 px; `read_polygons` reads it back."""
-    rings = [[ring.round(2).tolist() for ring in (polygon.exterior, *polygon.holes)] for polygon in polygons]
+    """Polygons as one GeoJSON geometry, to a hundredth of a level-0 px; `read_polygons` reads it back.
+
+    A ring ends with its first point again, as RFC 7946 (3.1.6) asks.
+    """
+    rings = [[_closed(ring).round(2).tolist() for ring in (polygon.exterior, *polygon.holes)] for polygon in polygons]
     return {"type": "MultiPolygon", "coordinates": rings}
+
+
+def _closed(ring: NDArray[np.float64]) -> NDArray[np.float64]:
+    return ring if np.array_equal(ring[0], ring[-1]) else np.vstack((ring, ring[:1]))
 
 
 def polygon_mask(

@@ -6,7 +6,8 @@ import logging
 import uuid
 from typing import TYPE_CHECKING, Any
 
-from napari.layers import Points, Shapes
+import numpy as np
+from napari.layers import Image, Points, Shapes
 from napari.utils.notifications import show_error
 from napari.utils.transforms import Affine
 
@@ -164,7 +165,8 @@ def _lying_on(viewer: napari.viewer.Viewer, slide_layer: napari.layers.Image) ->
     """The slide's layer, what the plugin laid on it, and what the user did with napari's own buttons.
 
     The latter carry no mark, but for those that `watch` knows. They belong to this slide if they are in pixels, as it
-    was itself and no other is, or if there is no other slide at all, as when a pixel size is corrected.
+    was itself and no other is, or if there is no other slide at all, as when a pixel size is corrected. A picture does
+    only where it covers what the slide covers, as one that was computed from it: any other has a pixel size of its own.
     """
     others = [other for other in slide_layers(viewer) if other is not slide_layer]
     only_one_in_pixels = all(mpp_of(other) is not None for other in others)
@@ -175,8 +177,13 @@ def _lying_on(viewer: napari.viewer.Viewer, slide_layer: napari.layers.Image) ->
         else:
             in_pixels = all(str(unit) == "pixel" for unit in layer.units)
             ours = layer.ndim == 2 and (
-                (in_pixels and only_one_in_pixels) or (not others and isinstance(layer, (Shapes, Points)))
+                (in_pixels and only_one_in_pixels and (not isinstance(layer, Image) or _same_place(layer, slide_layer)))
+                or (not others and isinstance(layer, (Shapes, Points)))
             )
         if ours:
             found.append(layer)
     return found
+
+
+def _same_place(layer: napari.layers.Layer, other: napari.layers.Layer) -> bool:
+    return np.allclose(layer.extent.world, other.extent.world, rtol=0, atol=float(max(layer.scale)))

@@ -119,6 +119,13 @@ def test_a_region_written_to_a_result_reads_back_with_its_holes(tmp_path: Path) 
     assert [hole.tolist() for hole in back.holes] == [HOLED[1]]
 
 
+def test_the_rings_of_a_drawn_region_are_written_closed() -> None:
+    drawn = np.array([[1.0, 2.0], [30.0, 2.0], [30.0, 40.0]])
+    for ring in (drawn, np.vstack((drawn, drawn[:1]))):
+        [[written]] = multipolygon((Polygon(ring),))["coordinates"]
+        assert written == [[1, 2], [30, 2], [30, 40], [1, 2]]
+
+
 def test_many_polygons_fill_what_each_fills_alone() -> None:
     rng = np.random.default_rng(0)
     corners = rng.uniform(-40, 420, (12, 1, 2)) + rng.uniform(0, 60, (12, 5, 2))  # some over the edge of the slide

@@ -265,6 +265,20 @@ def test_calibrating_moves_every_layer_of_the_slide_and_the_camera_along(viewer:
     assert slides.mpp_of(layer) == (0.25, 0.25)
 
 
+def test_a_pixel_size_is_that_of_the_slide_and_what_was_made_of_it_and_of_no_other_picture(
+    viewer: Any, bare_file: Path
+) -> None:
+    data, keywords, _ = slides.layer_data(bare_file)
+    other = viewer.add_image(np.zeros((500, 400, 3), np.uint8), rgb=True)
+    layer = viewer.add_image(data, **keywords)
+    made_of_it = viewer.add_image(np.zeros((225, 300)), scale=(4, 4), translate=(1.5, 1.5))
+    slides.calibrate(viewer, layer, 0.25)
+    assert (tuple(other.scale), [str(unit) for unit in other.units]) == ((1, 1), ["pixel", "pixel"])
+    for one, scale in ((layer, 0.25), (made_of_it, 1.0)):
+        assert one.scale == pytest.approx([scale, scale])
+        assert [str(unit) for unit in one.units] == ["micrometer", "micrometer"]
+
+
 @pytest.mark.parametrize("mpps", [(0.25,), (0.5, 0.25)])
 def test_a_shape_drawn_with_naparis_own_button_marks_the_same_tissue_after_calibration(
     viewer: Any, bare_file: Path, mpps: tuple[float, ...]
