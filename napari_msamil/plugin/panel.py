@@ -212,7 +212,7 @@ class MilPanel(QScrollArea):
             self._end_run()
             self.run_view.say("Cancelled.")
 
-    def _on_progress(self, progress: Progress) -> None:
+    def _on_progress(self, progress: Progress | None) -> None:
         if self._run_layer is not None:
             self._progress = progress
             elsewhere = self.form.layer != self._run_layer  # as when another slide was opened since
@@ -268,7 +268,7 @@ class MilPanel(QScrollArea):
                 self._failed_with = None
                 self.run_view.say(asked)
             self._asked = asked
-        elif turned and self._progress is not None:
+        elif turned:
             self._on_progress(self._progress)  # names the slide, or no longer
         self.results.refresh()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from magicgui.widgets import PushButton
-from qtpy.QtCore import Qt, Signal
+from qtpy.QtCore import Qt, QTimer, Signal
 from qtpy.QtWidgets import QHBoxLayout, QLabel, QProgressBar, QVBoxLayout, QWidget
 
 from napari_msamil.plugin.form import ERROR_STYLE, heading
@@ -32,6 +32,11 @@ class RunView(QWidget):
     def __init__(self, device: QWidget, parent: QWidget | None = None) -> None:
         super().__init__(parent)
         self._pace = Pace()
+        self._last: tuple[Progress | None, str] = None, ""  # what was heard of the run last, and of which slide
+        self._told = ""
+        self._beat = QTimer(self)
+        self._beat.setInterval(1000)
+        self._beat.timeout.connect(self._tell_again)
         self.start = PushButton(text="Classify")
         self.cancel = PushButton(text="Cancel")
         self.progress = QProgressBar()
@@ -89,16 +94,30 @@ class RunView(QWidget):
         other.enabled = False
         self.start.tooltip = missing
         self.progress.setVisible(running)
+        if not running:
+            self._beat.stop()
 
     def begin(self) -> None:
         """A run was started: it is not known yet how long it takes."""
         self._pace = Pace()
-        self.say("Starting …")
-        self.progress.setRange(0, 0)
+        self.show_progress(None)
+        self._beat.start()
 
-    def show_progress(self, progress: Progress, of: str = "") -> None:
-        """How far the run is; `of` names its slide where another one is shown above."""
-        known = progress.total > 1
-        self.progress.setRange(0, progress.total if known else 0)
-        self.progress.setValue(progress.done if known else 0)
-        self.say(f"{of}: {self._pace.text(progress)}" if of else self._pace.text(progress))
+    def show_progress(self, progress: Progress | None, of: str = "") -> None:
+        """How far the run is, None before it says so; `of` names its slide where another one is shown above.
+
+        Where it is not known how long it takes, the seconds that pass show that it lives. Qt's moving bar would have
+        the whole window composed anew for each of its pictures: more than half a core where OpenGL is done in software,
+        and the run gets what is left.
+        """
+        self._last = progress, of
+        self.progress.setRange(0, progress.total if progress else 1)
+        self.progress.setValue(progress.done if progress else 0)
+        text = self._pace.text(progress)
+        self._told = f"{of}: {text}" if of else text
+        self.say(self._told)
+
+    def _tell_again(self) -> None:
+        progress, of = self._last
+        if (progress is None or progress.total <= 1) and self.status.text() == self._told:  # nothing was said since
+            self.show_progress(progress, of)

@@ -147,19 +147,24 @@ class Pace:
 
     def __init__(self) -> None:
         self._stage = ""
-        self._since = 0.0
+        self._since = time.perf_counter()
 
-    def text(self, progress: Progress) -> str:
-        """One line, such as "Reading patches 120 / 257 · 11.2 per s · 0:12 left"."""
-        if progress.stage != self._stage:
+    def text(self, progress: Progress | None) -> str:
+        """One line, such as "Reading patches 120 / 257 · 11.2 per s · 0:12 left"; None is before the first stage."""
+        if progress is not None and progress.stage != self._stage:
             self._stage, self._since = progress.stage, time.perf_counter()
-        parts = [STAGES.get(progress.stage, progress.stage.capitalize())]
-        if progress.total > 1:
-            parts[0] += f" {progress.done} / {progress.total}"
-            seconds = time.perf_counter() - self._since
-            if progress.done and seconds > 0:
-                parts.append(f"{progress.done / seconds:.3g} per s")
+        seconds = time.perf_counter() - self._since
+        if progress is None or progress.total <= 1:
+            stage = "Starting" if progress is None else STAGES.get(progress.stage, progress.stage.capitalize())
+            return f"{stage} · {_clock(seconds)}" if seconds >= 1 else f"{stage} …"
+        parts = [f"{STAGES[progress.stage]} {progress.done} / {progress.total}"]
+        if progress.done and seconds > 0:
+            parts.append(f"{progress.done / seconds:.3g} per s")
         if progress.seconds_left is not None:
-            minutes, seconds_left = divmod(round(progress.seconds_left), 60)
-            parts.append(f"{minutes}:{seconds_left:02d} left")
+            parts.append(f"{_clock(progress.seconds_left)} left")
         return " · ".join(parts)
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}:{rest:02d}"

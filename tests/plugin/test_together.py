@@ -166,10 +166,16 @@ def test_who_looks_at_another_slide_is_not_taken_away_from_it_when_a_run_ends(
 ) -> None:
     first = panel.open_slide(slide_file)
     panel.run_view.start.native.click()
-    qtbot.waitUntil(lambda: panel.run_view.status.text() not in ("", "Starting …"), timeout=SECONDS)
-    said = panel.run_view.status.text()
+    assert panel.run_view.status.text().startswith("Starting")
+    qtbot.waitUntil(lambda: not panel.run_view.status.text().startswith("Starting"), timeout=SECONDS)
+    stage = panel.run_view.status.text().split(" …")[0].split(" ·")[0]
     second = panel.open_slide(make_slide("other.tif", seed=1))
-    assert panel.run_view.status.text() == f"square: {said}", "at once, not with the next progress"
+    assert panel.run_view.status.text().startswith(f"square: {stage}"), "at once, not with the next progress"
+    qtbot.waitUntil(lambda: " · 0:0" in panel.run_view.status.text(), timeout=SECONDS)
+    assert panel.run_view.progress.maximum() > 0, "a moving bar would take the run's processor time"
+    panel.run_view.say("something else")
+    qtbot.wait(1500)
+    assert panel.run_view.status.text() == "something else", "what was said stays until there is news"
     camera = compat.camera(viewer)
     camera.center, camera.zoom = (0, 300, 400), 3.0
     gated.set()
