@@ -10,6 +10,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+Colour = tuple[int, int, int]
 WHITE = (255, 255, 255)
 """Background of every slide: what glass without tissue looks like. Transparent pixels and missing tiles get it too."""
 
@@ -17,8 +18,15 @@ WHITE = (255, 255, 255)
 class Backend(Protocol):
     """An open file. Reads are safe from several threads; the file closes when the last reference goes."""
 
-    def read(self, level: int, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
+    def read(
+        self, level: int, x: int, y: int, width: int, height: int, *, unreadable: Colour | None = None
+    ) -> NDArray[np.uint8]:
         """Read a box that lies inside the file's level, in its own pixels.
+
+        Args:
+            level, x, y, width, height: the box.
+            unreadable: what tiles that cannot be decoded are filled with; None: an exception is raised, as it always is
+                by a reader that knows no tiles.
 
         Returns:
             (height, width, 3) uint8 RGB, writable and owned by the caller.

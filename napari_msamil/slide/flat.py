@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from napari_msamil.errors import ReadError, SlideError
-from napari_msamil.slide.backend import FileFacts, empty_picture
+from napari_msamil.slide.backend import Colour, FileFacts, empty_picture
 from napari_msamil.slide.colour import PixelFormat, orientation_warning
 from napari_msamil.slide.jpeg import decode_jpeg
 from napari_msamil.slide.resample import reduce_box
@@ -69,7 +69,9 @@ class FlatBackend:
         self._levels: list[NDArray[np.uint8]] | None = None
         self._lock = threading.Lock()
 
-    def read(self, level: int, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
+    def read(
+        self, level: int, x: int, y: int, width: int, height: int, *, unreadable: Colour | None = None
+    ) -> NDArray[np.uint8]:
         """Read a box inside a level; see `Backend.read`. The first read decodes the image."""
         return np.array(self._pyramid()[level][y : y + height, x : x + width])
 

@@ -97,15 +97,18 @@ class AddedLevel:
             self._done = np.zeros(blocks, bool)
             self._locks = [[threading.Lock() for _ in range(blocks[1])] for _ in range(blocks[0])]
 
-    def read(self, read_level: ReadLevel, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
+    def read(
+        self, read_level: ReadLevel, x: int, y: int, width: int, height: int, *, keep: bool = True
+    ) -> NDArray[np.uint8]:
         """Read a box inside the level: (height, width, 3) uint8 RGB.
 
         Args:
             read_level: reads a box inside any finer level. It is handed in, not kept: a slide owns its levels, and a
                 reference back would keep its file open.
             x, y, width, height: the box in pixels of this level.
+            keep: keep what is computed, and use what was.
         """
-        if self._kept is None:
+        if self._kept is None or not keep:
             return self._average(read_level, x, y, width, height)
         for row in range(y // BLOCK_PX, -(-(y + height) // BLOCK_PX)):
             for column in range(x // BLOCK_PX, -(-(x + width) // BLOCK_PX)):

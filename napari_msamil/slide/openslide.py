@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from napari_msamil.errors import SlideError
-from napari_msamil.slide.backend import FileFacts
+from napari_msamil.slide.backend import Colour, FileFacts
 from napari_msamil.slide.colour import PixelFormat
 
 INSTALL = 'pip install "napari-msamil[openslide]"'
@@ -23,7 +23,9 @@ class OpenSlideBackend:
         self._slide = slide  # closes itself when the last reference goes
         self._pixels = PixelFormat("rgb", 8, "straight")
 
-    def read(self, level: int, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
+    def read(
+        self, level: int, x: int, y: int, width: int, height: int, *, unreadable: Colour | None = None
+    ) -> NDArray[np.uint8]:
         """Read a box inside a level; see `Backend.read`.
 
         Where a downsample is no whole number OpenSlide itself shifts the picture by a part of a pixel.

@@ -7,12 +7,14 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from napari_msamil.errors import SlideError
+from napari_msamil.slide.backend import Colour
 from napari_msamil.slide.cache import BlockCache
 from napari_msamil.slide.resample import reduce_box
 from napari_msamil.slide.slide import Slide
@@ -25,7 +27,7 @@ MAX_VIEW_STEP = 3
 and shows every fourth of them each way; with a level between, a quarter of that."""
 
 UNREADABLE = (255, 0, 255)
-"""Colour of a block that cannot be read, where the caller asked to be told instead of an exception."""
+"""Colour of what cannot be read, where the caller asked to be told instead of an exception."""
 
 BLOCK_PX = 512
 """Side of a block. A viewer loads whole blocks, and reading ahead reads a ring of them: with 1024 px both come to more
@@ -104,8 +106,8 @@ class ViewPyramid:
             level: index in `levels`.
             y, x: top-left corner in pixels of that level; the box lies inside the level.
             height, width: in pixels.
-            on_error: called with the error of a block that cannot be read, which is then magenta; without it the error
-                is raised.
+            on_error: called with the error of a block that cannot be read, whose tiles that cannot be decoded are then
+                magenta; without it the error is raised.
         """
         out = np.empty((height, width, 3), np.uint8)
         px = self.block_px
@@ -114,15 +116,8 @@ class ViewPyramid:
         def put(block: tuple[int, int]) -> None:
             top, left = block[0] * px - y, block[1] * px - x  # of the block, in the box
             target = out[max(0, top) : top + px, max(0, left) : left + px]
-            try:
-                pixels = self.block(level, *block)
-            except SlideError as error:  # also a full disk, where a flat image is decoded at its first read
-                if on_error is None:
-                    raise
-                on_error(error)
-                target[:] = UNREADABLE
-            else:
-                target[:] = pixels[max(0, -top) :, max(0, -left) :][: len(target), : target.shape[1]]
+            pixels = self.block(level, *block) if on_error is None else self._shown(level, *block, on_error)
+            target[:] = pixels[max(0, -top) :, max(0, -left) :][: len(target), : target.shape[1]]
 
         missing = sum(not self.holds(level, *block) for block in blocks)
         if missing < 2:
@@ -143,13 +138,33 @@ class ViewPyramid:
             for number in range(len(self.levels))
         ]
 
-    def _read(self, level: ViewLevel, y: int, x: int) -> NDArray[np.uint8]:
+    def _shown(self, level: int, row: int, column: int, on_error: Callable[[SlideError], None]) -> NDArray[np.uint8]:
+        """One block, magenta where it cannot be read; kept as long as part of it can."""
+        key = (self.slide.uid, level, self.block_px, row, column, "damaged")
+        if (kept := self._cache.get(key)) is not None:
+            return kept
+        try:
+            return self.block(level, row, column)
+        except SlideError as error:  # also a full disk, where a flat image is decoded at its first read
+            on_error(error)
+        one, y, x = self.levels[level], row * self.block_px, column * self.block_px
+        try:
+            block = self._read(one, y, x, UNREADABLE)
+        except SlideError:
+            block = np.empty((min(self.block_px, one.height - y), min(self.block_px, one.width - x), 3), np.uint8)
+            block[:] = UNREADABLE
+        if (block != UNREADABLE).any():
+            self._cache.put(key, block)
+        return block
+
+    def _read(self, level: ViewLevel, y: int, x: int, unreadable: Colour | None = None) -> NDArray[np.uint8]:
+        read = partial(self.slide.read_level, level.source, unreadable=unreadable)
         width, height = min(self.block_px, level.width - x), min(self.block_px, level.height - y)
         if level.factor == 1:
-            return self.slide.read_level(level.source, x, y, width, height)
+            return read(x, y, width, height)
         source, f = self.slide.levels[level.source], level.factor
         right, bottom = min(source.width, (x + width) * f), min(source.height, (y + height) * f)
-        return reduce_box(self.slide.read_level(level.source, x * f, y * f, right - x * f, bottom - y * f), f)
+        return reduce_box(read(x * f, y * f, right - x * f, bottom - y * f), f)
 
 
 def dask_levels(
@@ -169,8 +184,8 @@ def dask_levels(
         slide: an open slide.
         cache: decoded blocks, to be shared between slides; by default a new one of 256 MB.
         block_px: side of a block in level pixels.
-        on_error: called, from whichever thread reads, with the error of a block that cannot be read; the block then
-            shows in magenta. Without it the error is raised where the block is computed.
+        on_error: called, from whichever thread reads, with the error of a block that cannot be read; what cannot be
+            decoded of it then shows in magenta. Without it the error is raised where the block is computed.
     """
     return ViewPyramid(slide, cache=cache, block_px=block_px).arrays(on_error=on_error)
 

@@ -8,6 +8,7 @@ import os
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Any, Self
@@ -16,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from napari_msamil.errors import ReadError, SlideError
-from napari_msamil.slide.backend import WHITE, Backend, FileFacts
+from napari_msamil.slide.backend import WHITE, Backend, Colour, FileFacts
 from napari_msamil.slide.detect import is_slide_file, open_file
 from napari_msamil.slide.flat import FlatBackend
 from napari_msamil.slide.levels import AddedLevel, LevelPlan, plan_levels
@@ -85,30 +86,34 @@ class Slide:
         self._locks: dict[int, threading.Lock] = {}
         self._handles: dict[int, _Handle] = {os.getpid(): _Handle(backend, self._plans)}
 
-    def read_level(self, level: int, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
+    def read_level(
+        self, level: int, x: int, y: int, width: int, height: int, *, unreadable: Colour | None = None
+    ) -> NDArray[np.uint8]:
         """Read a box of one level as it is stored.
 
         Args:
             level: index into `levels`.
             x, y: top-left corner in pixels of that level; may lie outside.
             width, height: of the box, in pixels of that level.
+            unreadable: colour of the file's tiles that cannot be decoded, where an exception is not wanted.
 
         Returns:
             (height, width, 3) uint8 RGB; background outside the slide.
 
         Raises:
-            ReadError: the pixels cannot be decoded, also after opening the file again once.
+            ReadError: the pixels cannot be decoded, also after opening the file again once; given a colour only where
+                the file has no tiles.
         """
         size = self.levels[level]
         if width < 1 or height < 1:
             raise ValueError(f"a box of {width} x {height} pixels cannot be read; give at least 1 x 1")
         x0, y0, x1, y1 = max(0, x), max(0, y), min(size.width, x + width), min(size.height, y + height)
         if (x0, y0, x1, y1) == (x, y, x + width, y + height):
-            return self._read_inside(level, x, y, width, height)
+            return self._read_inside(level, x, y, width, height, unreadable)
         out = np.empty((height, width, 3), np.uint8)
         out[:] = self.background
         if x0 < x1 and y0 < y1:
-            out[y0 - y : y1 - y, x0 - x : x1 - x] = self._read_inside(level, x0, y0, x1 - x0, y1 - y0)
+            out[y0 - y : y1 - y, x0 - x : x1 - x] = self._read_inside(level, x0, y0, x1 - x0, y1 - y0, unreadable)
         return out
 
     def read(
@@ -193,25 +198,30 @@ class Slide:
         mpp = "unknown mpp" if self.mpp is None else f"{self.mpp[0]:g} x {self.mpp[1]:g} µm/px ({self.mpp_source})"
         return f"<Slide {self.name}: {self.width} x {self.height} px, {len(self.levels)} levels, {mpp}, {self.backend}>"
 
-    def _read_inside(self, level: int, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
+    def _read_inside(
+        self, level: int, x: int, y: int, width: int, height: int, unreadable: Colour | None = None
+    ) -> NDArray[np.uint8]:
         added = self._handle().added.get(level)
-        if added is not None:
-            return added.read(self._read_inside, x, y, width, height)
-        return self._read_stored(level, x, y, width, height)
+        if added is None:
+            return self._read_stored(level, x, y, width, height, unreadable)
+        finer = partial(self._read_inside, unreadable=unreadable)
+        return added.read(finer, x, y, width, height, keep=unreadable is None)
 
-    def _read_stored(self, level: int, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
+    def _read_stored(
+        self, level: int, x: int, y: int, width: int, height: int, unreadable: Colour | None
+    ) -> NDArray[np.uint8]:
         """Read from the file; after an error open it again once: some readers stay broken after their first one."""
         stored = self._plans[level].stored
         assert stored is not None
         handle = self._handle()
         try:
-            return handle.backend.read(stored, x, y, width, height)
+            return handle.backend.read(stored, x, y, width, height, unreadable=unreadable)
         except (SlideError, MemoryError):
             raise
         except Exception as first:  # codecs raise whatever they like
             logger.info("%s: reading again after %s", self.name, first)
             try:
-                return self._reopen(handle).backend.read(stored, x, y, width, height)
+                return self._reopen(handle).backend.read(stored, x, y, width, height, unreadable=unreadable)
             except MemoryError:
                 raise
             except Exception as error:

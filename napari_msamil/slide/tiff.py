@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from napari_msamil.errors import SlideError
-from napari_msamil.slide.backend import WHITE, FileFacts, empty_picture
+from napari_msamil.slide.backend import WHITE, Colour, FileFacts, empty_picture
 from napari_msamil.slide.cache import BlockCache
 from napari_msamil.slide.colour import PixelFormat, orientation_warning
 from napari_msamil.slide.jpeg import decode_jpeg, is_damage, with_tables
@@ -49,7 +49,9 @@ class TiffBackend:
         self._source = ByteSource(path)
         self._cache = BlockCache(TILE_CACHE_BYTES)
 
-    def read(self, level: int, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
+    def read(
+        self, level: int, x: int, y: int, width: int, height: int, *, unreadable: Colour | None = None
+    ) -> NDArray[np.uint8]:
         """Read a box inside a level; see `Backend.read`."""
         out = np.empty((height, width, 3), np.uint8)
         parts = self.levels[level]
@@ -60,7 +62,7 @@ class TiffBackend:
             x1, y1 = min(x + width, left + grid.width), min(y + height, top + grid.height)
             if x0 < x1 and y0 < y1:
                 target = out[y0 - y : y1 - y, x0 - x : x1 - x]
-                grid.read_into(target, x0 - left, y0 - top, self._source, self._cache, (level, number))
+                grid.read_into(target, x0 - left, y0 - top, self._source, self._cache, (level, number), unreadable)
         return out
 
     def read_all(self, out: NDArray[np.uint8]) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from napari_msamil.slide.backend import WHITE
+from napari_msamil.slide.backend import WHITE, Colour
 from napari_msamil.slide.cache import BlockCache
 from napari_msamil.slide.colour import PixelFormat
 
@@ -117,7 +117,14 @@ class TileGrid:
         return self.pixels.to_rgb(parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1))
 
     def read_into(
-        self, out: NDArray[np.uint8], x: int, y: int, source: ByteSource, cache: BlockCache, cache_key: tuple[int, ...]
+        self,
+        out: NDArray[np.uint8],
+        x: int,
+        y: int,
+        source: ByteSource,
+        cache: BlockCache,
+        cache_key: tuple[int, ...],
+        unreadable: Colour | None,
     ) -> None:
         """Fill `out` (h, w, 3) with the box whose top-left corner is (x, y); it lies inside the level."""
         bottom, right = y + out.shape[0], x + out.shape[1]
@@ -126,8 +133,16 @@ class TileGrid:
             top, end = max(y, row * th), min(bottom, (row + 1) * th)
             for column in range(x // tw, -(-right // tw)):
                 left, stop = max(x, column * tw), min(right, (column + 1) * tw)
-                tile = self._cached_tile(row * self.columns + column, source, cache, cache_key)
                 target = out[top - y : end - y, left - x : stop - x]
+                try:
+                    tile = self._cached_tile(row * self.columns + column, source, cache, cache_key)
+                except MemoryError:
+                    raise
+                except Exception:  # codecs raise whatever they like
+                    if unreadable is None:
+                        raise
+                    target[:] = unreadable
+                    continue
                 if tile is None:
                     target[:] = WHITE
                 else:

@@ -12,6 +12,8 @@ from PIL import Image
 from napari_msamil.errors import ReadError
 from napari_msamil.slide import flat, open_slide
 from napari_msamil.slide.damage import read_around_damage
+from napari_msamil.slide.pyramid import UNREADABLE, ViewPyramid
+from napari_msamil.slide.resample import reduce_box
 from napari_msamil.slide.slide import Slide
 
 
@@ -124,3 +126,25 @@ def test_a_flat_image_is_tried_once(tmp_path: Path, picture: np.ndarray, monkeyp
         with pytest.raises(ReadError, match=r"a\.png cannot be decoded"):
             read_around_damage(slide, (300, 200))
     assert len(tries) == 1
+
+
+def test_a_viewer_paints_the_tiles_that_cannot_be_read_and_no_others(tmp_path: Path) -> None:
+    large = np.random.default_rng(0).integers(0, 200, (1800, 2600, 3), dtype=np.uint8)
+    bad = np.zeros((1800, 2600), bool)
+    bad[512:768, 512:768] = True  # tile 24 of 11 a row, in a block of the viewer with three others
+    errors: list[Exception] = []
+    with open_slide(without_tiles(tmp_path / "a.tif", large, [24])) as slide:
+        pyramid = ViewPyramid(slide)
+        finest, added = (np.asarray(array) for array in pyramid.arrays(on_error=errors.append))
+        np.testing.assert_array_equal(finest[~bad], large[~bad])
+        assert (finest[bad] == UNREADABLE).all()
+        assert (added[bad[::2, ::2]] == UNREADABLE).all()
+        assert np.abs(added.astype(int) - reduce_box(large, 2))[~bad[::2, ::2]].max() <= 1
+        said = len(errors)
+        assert said > 0
+        np.testing.assert_array_equal(pyramid.box(0, 0, 0, 1800, 2600, on_error=errors.append), finest)
+        assert len(errors) == said, "what was painted is kept"
+        with pytest.raises(ReadError):
+            slide.read_level(1, 300, 300, 20, 20)
+        with pytest.raises(ReadError):
+            pyramid.box(0, 500, 500, 20, 20)

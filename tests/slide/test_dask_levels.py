@@ -46,7 +46,7 @@ def test_a_box_is_the_same_pixels_whichever_way_dask_or_numpy_asks_for_it(slide)
 
 def test_blocks_are_read_once_and_come_from_the_cache_after_that(slide, monkeypatch) -> None:
     reads, read = [], Slide.read_level
-    monkeypatch.setattr(Slide, "read_level", lambda self, *box: (reads.append(box), read(self, *box))[1])
+    monkeypatch.setattr(Slide, "read_level", lambda self, *box, **how: (reads.append(box), read(self, *box, **how))[1])
     cache = BlockCache(100 << 20)
     levels = dask_levels(slide, cache=cache)
     assert reads == [], "building the arrays reads nothing"
@@ -76,7 +76,7 @@ def test_graphs_of_huge_levels_are_quick_to_build_and_slice(monkeypatch, slide) 
 
 @pytest.mark.parametrize("error", [ReadError("slide.tif cannot be read"), SlideError("slide.tif: the disk is full")])
 def test_an_unreadable_block_raises_or_is_marked_and_reported(slide, monkeypatch, error) -> None:
-    def fail(self, *box):
+    def fail(self, *box, **how):
         raise error
 
     monkeypatch.setattr(Slide, "read_level", fail)

@@ -104,10 +104,10 @@ def test_a_read_error_opens_the_file_again_once_and_the_retry_counts(path, monke
     read, opens, failures = tiff.TiffBackend.read, [], [OSError("the network dropped")]
     open_file = slide.open_file
 
-    def flaky(self, *box):
+    def flaky(self, *box, **how):
         if failures:
             raise failures.pop()
-        return read(self, *box)
+        return read(self, *box, **how)
 
     monkeypatch.setattr(tiff.TiffBackend, "read", flaky)
     monkeypatch.setattr(slide, "open_file", lambda *args: (opens.append(1), open_file(*args))[1])
