@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from napari.utils.notifications import show_warning
 
 from napari_msamil.inference.heatmap import read_heatmap
 from napari_msamil.plugin.layers import HEATMAP_LOOK, keep_marked, mark_view, place
@@ -24,14 +25,15 @@ def from_file(path: str | Path, viewer: napari.viewer.Viewer | None) -> LayerDat
     """Describe the layer of a heatmap that was saved with a result; None for any other file.
 
     Where its slide is in the viewer, it lies on that, goes along with it and is hidden with it. Otherwise it lies
-    where the slide would, in µm.
+    where the slide would, in µm, and is hidden where there are other slides, on whose tissue it would be seen.
     """
     found = read_heatmap(path)
     if found is None:
         return None
     array, where = found
     cell, downsample, origin = (np.array(where[name])[::-1] for name in ("mpp", "downsample", "origin_level0_px"))
-    slide = _slide_of(where, viewer)
+    slides = [] if viewer is None else slide_layers(viewer)
+    slide = max((a for a in slides if _made_of(where, a)), key=lambda a: bool(a.visible), default=None)
     scale, of = where.get("scale", ""), where.get("slide") or Path(path).parent.name
     mark = {
         "role": SAVED,
@@ -42,6 +44,7 @@ def from_file(path: str | Path, viewer: napari.viewer.Viewer | None) -> LayerDat
         "weak": where.get("weak"),
         "name": f"{of}, saved result",
         "path": str(path),
+        "where": dict(where),
     }
     keywords = {
         **HEATMAP_LOOK,
@@ -49,20 +52,47 @@ def from_file(path: str | Path, viewer: napari.viewer.Viewer | None) -> LayerDat
         "contrast_limits": (0.0, float(np.nanmax(array, initial=0.0)) or 1.0),
     }
     if slide is None:
-        um = {"units": ("um", "um"), "axis_labels": ("y", "x")}
-        keywords |= {"scale": cell, "translate": cell / downsample * (origin + (downsample - 1) / 2), **um}
+        keywords |= {"scale": cell, "translate": cell / downsample * (origin + (downsample - 1) / 2)}
+        keywords |= {"units": slides[0].units if slides else ("um", "um"), "axis_labels": ("y", "x")}
+        keywords["visible"] = not slides
     else:
-        keywords |= place(slide, tuple(downsample[::-1]), tuple(origin[::-1]))
+        keywords |= place(slide, where["downsample"], where["origin_level0_px"])
         mark["slide"] = tag(slide)["slide"]
     return array, {**keywords, "metadata": {KEY: mark}}, "image"
 
 
-def _slide_of(where: Mapping[str, Any], viewer: napari.viewer.Viewer | None) -> napari.layers.Image | None:
-    """The layer of the slide that a heatmap was made of, by the file's name and size; rather one that is seen."""
-    named = (where.get("slide"), where.get("slide_px"))
-    layers = [] if viewer is None else slide_layers(viewer)
-    found = [a for a in layers if (slide_of(a).path.name, [slide_of(a).width, slide_of(a).height]) == named]
-    return max(found, key=lambda a: bool(a.visible), default=None)
+def _made_of(where: Mapping[str, Any], slide: napari.layers.Image) -> bool:
+    """Whether a slide is the one that a heatmap was made of, by the file's name and size."""
+    file = slide_of(slide)
+    return (where.get("slide"), where.get("slide_px")) == (file.path.name, [file.width, file.height])
+
+
+def lay_on(slide: napari.layers.Image, heatmap: napari.layers.Image) -> bool:
+    """Lay a saved heatmap on a slide that was opened after it, or hide it where the slide is another one's.
+
+    Returns:
+        Whether it is this slide's.
+    """
+    where = tag(heatmap)["where"]
+    ours = _made_of(where, slide)
+    if ours:
+        for name, value in place(slide, where["downsample"], where["origin_level0_px"]).items():
+            setattr(heatmap, name, value)
+        heatmap.metadata[KEY] = {**tag(heatmap), "slide": tag(slide)["slide"]}
+    elif heatmap.visible:
+        _say_hidden(heatmap)
+    heatmap.visible = ours
+    return ours
+
+
+def _say_hidden(heatmap: napari.layers.Layer) -> None:
+    of = tag(heatmap)["where"].get("slide") or "another slide"
+    show_warning(f"{heatmap.name} is of {of}, which is not open: it is hidden until that is opened.")
+
+
+def loose(layer: napari.layers.Layer) -> bool:
+    """Whether a layer is a saved heatmap that lies on no slide."""
+    return tag(layer).get("role") == SAVED and "slide" not in tag(layer)
 
 
 def mark_when_added(viewer: napari.viewer.Viewer, described: LayerData) -> None:
@@ -73,5 +103,7 @@ def mark_when_added(viewer: napari.viewer.Viewer, described: LayerData) -> None:
             viewer.layers.events.inserted.disconnect(mark)
             keep_marked(viewer, [event.value])
             mark_view(viewer)
+            if loose(event.value) and not event.value.visible:
+                _say_hidden(event.value)
 
     viewer.layers.events.inserted.connect(mark, position="last")

@@ -9,6 +9,7 @@ from qtpy.QtCore import QEvent, QObject, QTimer
 from qtpy.QtWidgets import QMainWindow
 
 from napari_msamil.plugin import compat
+from napari_msamil.plugin.saved import loose
 from napari_msamil.plugin.slides import KEY, SLIDE, mpp_of, slide_layers, tag
 
 if TYPE_CHECKING:
@@ -134,7 +135,7 @@ class Stage(QObject):
         if chosen is None:
             return
         unit = "pixel" if mpp_of(chosen) is None else "um"
-        for layer in [a for a in self._viewer.layers if "slide" in tag(a)]:
+        for layer in [a for a in self._viewer.layers if "slide" in tag(a) or loose(a)]:
             layer.units = (unit,) * layer.ndim
 
     def _show(self, chosen: napari.layers.Image | None) -> bool:

@@ -10,6 +10,7 @@ from qtpy.QtCore import QTimer
 
 from napari_msamil.plugin.compat import forget_deleted_programs, overlay
 from napari_msamil.plugin.prefetch import Prefetcher
+from napari_msamil.plugin.saved import lay_on, loose
 from napari_msamil.plugin.slides import (
     ANNOTATION,
     CACHE,
@@ -69,6 +70,9 @@ def _attend(event: Any) -> None:
     layer.events.set_data.connect(prefetcher.follow)
     prefetcher.look_around(layer)
     _name_alike(layer, event.source)
+    for heatmap in [a for a in event.source if loose(a)]:
+        if lay_on(layer, heatmap):
+            _tie(heatmap, event.source)
 
 
 def _name_alike(slide_layer: napari.layers.Image, layers: Any) -> None:
@@ -125,34 +129,41 @@ def _keep_together(event: Any) -> None:
     """Tie a new layer to the slide that it lies on, or to what lies on it."""
     layers, inserted = event.source, event.value
     _adopt(inserted, layers)
-
-    def follow(event: Any = None) -> None:
-        slide_id = tag(inserted).get("slide")
-        moved = next((a.affine.affine_matrix for a in slides_among(layers) if tag(a)["slide"] == slide_id), None)
-        for layer in [a for a in layers if slide_id is not None and tag(a).get("slide") == slide_id]:
-            if moved is not None and not np.array_equal(layer.affine.affine_matrix, moved):
-                layer.affine = moved
-
     if "slide" in tag(inserted):
-        inserted.events.affine.connect(follow)
-        follow()
-        if _on_another_slide(inserted, layers):  # not at once: others are still to hear of the insertion
-            QTimer.singleShot(0, lambda: _stack(inserted, layers))
+        _tie(inserted, layers)
 
 
-def _on_another_slide(layer: Any, layers: Any) -> bool:
-    """Whether a layer lies on top of another slide than its own, which is below that."""
-    slides = slides_among(list(layers)[: layers.index(layer)])
-    return any(tag(slide)["slide"] == tag(layer)["slide"] for slide in slides[:-1])
+def _tie(layer: Any, layers: Any) -> None:
+    def follow(event: Any = None) -> None:
+        slide_id = tag(layer).get("slide")
+        moved = next((a.affine.affine_matrix for a in slides_among(layers) if tag(a)["slide"] == slide_id), None)
+        for other in [a for a in layers if slide_id is not None and tag(a).get("slide") == slide_id]:
+            if moved is not None and not np.array_equal(other.affine.affine_matrix, moved):
+                other.affine = moved
+
+    layer.events.affine.connect(follow)
+    follow()
+    if _out_of_place(layer, layers):  # not at once: others are still to hear of the insertion
+        QTimer.singleShot(0, lambda: _stack(layer, layers))
+
+
+def _out_of_place(layer: Any, layers: Any) -> bool:
+    """Whether a layer lies below its slide, or on top of another one that is above that."""
+    slides = [tag(slide)["slide"] for slide in slides_among(layers)]
+    below = [tag(slide)["slide"] for slide in slides_among(list(layers)[: layers.index(layer)])]
+    mine = tag(layer)["slide"]
+    return tag(layer)["role"] != SLIDE and mine in slides and (not below or below[-1] != mine)
 
 
 def _stack(layer: Any, layers: Any) -> None:
     """Put a layer on top of what lies directly on its slide: evidence must not lie on another slide's tissue."""
-    if layer not in layers or not _on_another_slide(layer, layers):
+    if layer not in layers or not _out_of_place(layer, layers):
         return
-    mine = [tag(a).get("slide") == tag(layer)["slide"] for a in layers]
-    place = mine.index(False, mine.index(True))
-    layers.move(layers.index(layer), place)
+    slide = next(
+        i for i, a in enumerate(layers) if a in slides_among(layers) and tag(a)["slide"] == tag(layer)["slide"]
+    )
+    others = [i for i, a in enumerate(layers) if i > slide and tag(a).get("slide") != tag(layer)["slide"]]
+    layers.move(layers.index(layer), min(others, default=len(layers)))
 
 
 def _release(event: Any) -> None:

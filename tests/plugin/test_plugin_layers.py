@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from napari.components import ViewerModel
 from napari.layers import Image, Labels, Layer
+from napari.utils.notifications import notification_manager
 
 from napari_msamil.inference.classify import classify
 from napari_msamil.inference.geojson import Polygon
@@ -343,7 +344,10 @@ def test_the_canvas_text_speaks_of_each_result_that_is_seen(
     described = saved.from_file(path, viewer)
     assert described is not None
     saved.mark_when_added(viewer, described)
-    viewer.add_layer(Layer.create(*described))
+    opened = viewer.add_layer(Layer.create(*described))
+    assert "is of other.svs, which is not open: it is hidden" in notification_manager.records[-1].message
+    assert not opened.visible
+    opened.visible = True
     name = prediction.table.scales[0].name
     of_other = ["other.svs, saved result", f"{name}: saved attention (a patch's share of that of the whole region)",
                 "Weak evidence: only 3 patches"]  # fmt: skip

@@ -284,6 +284,42 @@ def test_a_saved_heatmap_is_opened_beside_its_slide(
     [opened] = viewer.open(saved, plugin="napari-msamil")  # without the panel's help
     assert opened.name == "square | saved attention 10x"
     assert RESEARCH_USE in text.text
+    opened.affine = np.array([[0, 1, 5], [-1, 0, 6], [0, 0, 1]])
+    assert np.array_equal(opened.affine.affine_matrix, slide.affine.affine_matrix), "it cannot be moved off its slide"
+
+
+def test_a_saved_heatmap_lies_on_no_slide_but_its_own_whichever_comes_first(
+    panel: Any, viewer: Any, slide_file: Path, bare_file: Path, make_slide: Any, qtbot: Any, tmp_path: Path
+) -> None:
+    panel.open_slide(slide_file)
+    run(panel, qtbot)
+    panel.results.save(tmp_path / "out")
+    qtbot.waitUntil(lambda: panel.result_view.save.enabled, timeout=SECONDS)
+    place = viewer.layers["square | attention 10x"].extent.world
+    viewer.layers.remove(panel.form.layer)
+    qtbot.waitUntil(lambda: len(viewer.layers) == 0, timeout=SECONDS)
+    [heatmap] = viewer.open(tmp_path / "out" / "square" / "attention_10x.tif", plugin="napari-msamil")
+    assert heatmap.visible, "there is no slide that it could be taken to be of"
+    hidden = "attention 10x is of square.tif, which is not open: it is hidden until that is opened"
+    text = compat.overlay(viewer, "text")
+    said = len(notification_manager.records)
+    bare = panel.open_slide(bare_file)
+    assert not heatmap.visible
+    assert RESEARCH_USE not in text.text
+    assert [hidden in record.message for record in notification_manager.records[said:]] == [True]
+    assert [str(unit) for unit in viewer.layers.extent.units] == ["pixel", "pixel"], "the scale bar is the slide's"
+    slide = panel.open_slide(slide_file)
+    qtbot.waitUntil(lambda: list(viewer.layers) == [bare, slide, heatmap], timeout=SECONDS)
+    assert heatmap.visible
+    assert heatmap.extent.world == pytest.approx(place)
+    assert RESEARCH_USE in text.text
+    panel.form.choose(bare)
+    assert not heatmap.visible, "it is hidden with its slide"
+    viewer.layers.remove(slide)
+    qtbot.waitUntil(lambda: list(viewer.layers) == [bare], timeout=SECONDS)
+    [again] = viewer.open(tmp_path / "out" / "square" / "attention_10x.tif", plugin="napari-msamil")
+    assert [hidden in record.message for record in notification_manager.records[said + 1 :]] == [True]
+    assert not again.visible
 
 
 def test_larger_letters_cut_nothing_off_and_leave_the_answer_the_largest(make_napari_viewer: Any, qtbot: Any) -> None:
