@@ -337,8 +337,9 @@ def view(
     reason = _no_viewer_reason()
     if reason:
         raise MsamilError(f"Cannot open napari: {reason}.")
-    with open_slide(slide, mpp):  # a file that is no slide is refused here, not in an empty window
-        pass
+    with open_slide(slide, mpp) as opened:  # a file that is no slide is refused here, not in an empty window
+        for warning in opened.warnings:
+            print(f"note: {warning}")
     if model != "demo" and not Path(model).is_file():
         raise typer.BadParameter(f"{model} is no file.", param_hint="--model")
     # The plugin is reached as a program of its own: nothing below it may import it.

@@ -212,7 +212,7 @@ def write_cohort(slides: Sequence[CohortSlide], path: str | Path, *, overwrite: 
 def refuse_existing(path: Path, *, overwrite: bool) -> None:
     """Raise ResultExistsError where a table would be replaced that nobody asked to replace."""
     if path.exists() and not overwrite:
-        raise ResultExistsError(f"{path} is already there: choose another folder, or ask to overwrite it.")
+        raise ResultExistsError(f"{path} is already there: choose another folder, or overwrite it (--overwrite).")
 
 
 def _header_faults(header: Sequence[str]) -> Iterator[str]:

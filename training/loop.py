@@ -176,9 +176,11 @@ def train(
             if value is not None and value >= state.best_score:
                 state.best_score, state.best_step, best = value, state.step, weights_of(modules)
             state.seconds = time.monotonic() - started
-            if bar.disable and (time.monotonic() - told >= TELL_SECONDS or state.step == plan.steps):
+            if bar.disable and (time.monotonic() - told >= TELL_SECONDS or state.over(plan)):
                 told = time.monotonic()
                 _tell(plan, state)
+            if state.over(plan) and state.step < plan.steps:
+                _log.info("%s: ended early, no better score in %d scores (patience)", plan.name, plan.patience)
             if log and (scored or state.step % max(1, plan.score_every // _NOTES_A_SCORE) == 0):
                 facts = asdict(state) | {"best_score": state.best_score if state.best_step else None}
                 del facts["better_step"]

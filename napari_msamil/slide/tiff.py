@@ -310,6 +310,8 @@ def _orientation_warning(path: Path, page: Any) -> tuple[str, ...]:
 
 
 def _short(error: Exception) -> str:
+    if isinstance(error, (LookupError, AttributeError, TypeError)):
+        return "parts of it are missing or contradict one another"  # what the parser says is about its own code
     text = str(error).splitlines()[0][:160] if str(error) else ""
     return text or type(error).__name__
 

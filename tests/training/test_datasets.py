@@ -381,6 +381,11 @@ def test_of_folds_not_asked_for_no_picture_is_opened(small_ebhi: Path, tmp_path:
         write(tmp_path / "all")
 
 
+def test_a_fold_that_is_none_of_ebhi_segs_is_no_fault_of_its_files(small_ebhi: Path, tmp_path: Path) -> None:
+    with pytest.raises(CohortError, match=r"No case of .* is in the folds 9: leave --fold out for all"):
+        ebhi_seg.write(small_ebhi, tmp_path / "out", folds=[9])
+
+
 def test_drawn_slides_have_a_lesion_every_other_time_and_come_again(tmp_path: Path) -> None:
     write = partial(synthetic.write, size_px=512)
     cohort = faultless(write(tmp_path / "a", slides=4))

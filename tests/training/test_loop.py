@@ -1,6 +1,7 @@
 """The loop keeps the best weights, resumes exactly, and refuses what cannot be right."""
 
 import json
+import logging
 import math
 import signal
 from dataclasses import replace
@@ -55,8 +56,9 @@ def test_best_weights_are_left_in_the_model(tmp_path: Path) -> None:
     ("scores", "steps", "best"), [([0.7, 0.9, 0.9, 0.9, 1.0], 16, 16), ([0.7, 0.9, 0.8, 0.85], 16, 8)]
 )
 def test_patience_ends_with_equal_scores_of_which_the_latest_counts(
-    tmp_path: Path, scores: list[float], steps: int, best: int
+    tmp_path: Path, scores: list[float], steps: int, best: int, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.INFO)
     model = nn.Linear(4, 1)
     given = iter(scores)
 
@@ -68,6 +70,8 @@ def test_patience_ends_with_equal_scores_of_which_the_latest_counts(
     plan = replace(PLAN, steps=40, patience=2)
     state = train(plan, {"model": model}, step=step, score=lambda: next(given), folder=tmp_path)
     assert (state.step, state.best_step) == (steps, best)
+    assert ("ended early, no better score in 2 scores (patience)" in caplog.text) == (steps < 40)
+    assert f"step {steps} of 40" in caplog.text
 
 
 def test_a_run_that_does_not_say_when_its_score_was_better_keeps_its_patience() -> None:

@@ -210,7 +210,9 @@ def _whole_cases(folder: Path, folds: Collection[int]) -> list[Case]:
         raise CohortError(f"{folder / 'index.csv'} is not the index of EBHI-Seg ({error}): copy it again.") from error
     files = [path for case in cases for field in case.fields for path in (field.image, field.mask) if path]
     faults = [f"there is no {path.relative_to(folder).as_posix()}" for path in files if not path.is_file()]
-    if not cases:
-        faults.append(f"no case is in the folds {', '.join(map(str, folds))}")
     refuse_faults(NAME, folder, faults)
+    if not cases:
+        raise CohortError(
+            f"No case of {folder} is in the folds {', '.join(map(str, folds))}: leave --fold out for all."
+        )
     return cases
