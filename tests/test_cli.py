@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -189,6 +190,17 @@ def test_a_file_that_is_no_slide_opens_no_window(tmp_path: Path, monkeypatch: py
     done = runner.invoke(app, ["view", str(tmp_path / "gone.svs")])
     assert isinstance(done.exception, MsamilError)
     assert "gone.svs" in str(done.exception)
+
+
+def test_what_is_odd_about_a_pixel_size_is_said_before_the_window_opens(
+    slides: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from napari_msamil import cli
+
+    monkeypatch.setattr(cli, "_no_viewer_reason", lambda: None)
+    monkeypatch.setattr(cli.subprocess, "run", lambda *given, **named: SimpleNamespace(returncode=0))
+    said = runner.invoke(app, ["view", str(slides[0]), "--mpp", "99"]).stdout
+    assert f"note: mpp 99.0 given for {slides[0].name} is outside 0.05 to 20" in said
 
 
 def test_a_model_that_is_not_there_opens_no_window(slides: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:

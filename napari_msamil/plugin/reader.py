@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import napari
+import numpy as np
 from napari_builtins.io import napari_get_reader
 
 from napari_msamil.plugin.saved import from_file, mark_when_added
@@ -63,6 +64,8 @@ def read_picture(path: str | Path | list[str]) -> list[LayerData]:
     paths = [str(path)] if isinstance(path, (str, Path)) else path
     try:
         layers: list[LayerData] = napari_get_reader(paths)(paths)
+        if any(0 in np.shape(data[0] if isinstance(data, list) else data) for data, *_ in layers):
+            raise ValueError("a picture without pixels")
     except Exception:
         for one in paths:
             open_slide(one).close()

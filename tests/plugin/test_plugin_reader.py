@@ -72,6 +72,13 @@ def test_a_file_that_is_no_picture_is_refused_with_a_reason(
         viewer.open(str(tmp_path / "text.tif"), plugin="napari-msamil")
 
 
+@pytest.mark.data
+def test_a_picture_without_pixels_is_refused_with_the_reason(viewer: Any, test_data: Path) -> None:
+    with pytest.raises(SlideError, match=r"large_image_zero_gi\.tif holds an empty picture"):
+        viewer.open(str(test_data / "bad-inputs" / "large_image_zero_gi.tif"), plugin="napari-msamil")
+    assert len(viewer.layers) == 0
+
+
 def test_what_is_no_slide_is_declined_silently_and_within_a_tenth_of_a_second(
     tmp_path: Path, slide_file: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
