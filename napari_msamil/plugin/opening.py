@@ -14,7 +14,7 @@ from qtpy.QtWidgets import QFileDialog, QWidget
 
 from napari_msamil.errors import MsamilError
 from napari_msamil.plugin.saved import from_file, loose, mark_when_added
-from napari_msamil.plugin.slides import SLIDE, layer_data, slide_in, tag
+from napari_msamil.plugin.slides import layer_data, slide_in, slide_layers
 from napari_msamil.plugin.watch import show_scale_bar
 from napari_msamil.slide.detect import SLIDE_SUFFIXES
 
@@ -100,7 +100,7 @@ class Opener(QObject):
 
     def _add(self, described: LayerData, then: Callable[[], None] | None) -> napari.layers.Image:
         data, keywords, _ = described
-        for other in [a for a in self._viewer.layers if tag(a).get("role") == SLIDE or loose(a)][:1]:
+        for other in [*slide_layers(self._viewer), *loose(self._viewer.layers)][:1]:
             keywords["units"] = other.units  # until it is chosen, see `Stage`: napari complains of units that differ
         layer = self._viewer.add_image(data, **keywords)
         show_scale_bar(self._viewer)

@@ -10,10 +10,10 @@ from napari.utils.notifications import show_warning
 
 from napari_msamil.inference.heatmap import read_heatmap
 from napari_msamil.plugin.layers import HEATMAP_LOOK, keep_marked, mark_view, place
-from napari_msamil.plugin.slides import KEY, SAVED, slide_layers, slide_of, tag
+from napari_msamil.plugin.slides import KEY, SAVED, slide_layers, slide_of, slides_among, tag
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     import napari.layers
     import napari.viewer
@@ -90,9 +90,10 @@ def _say_hidden(heatmap: napari.layers.Layer) -> None:
     show_warning(f"{heatmap.name} is of {of}, which is not open: it is hidden until that is opened.")
 
 
-def loose(layer: napari.layers.Layer) -> bool:
-    """Whether a layer is a saved heatmap that lies on no slide."""
-    return tag(layer).get("role") == SAVED and "slide" not in tag(layer)
+def loose(layers: Sequence[Any]) -> list[Any]:
+    """The saved heatmaps among layers whose slide is not there."""
+    there = {tag(slide)["slide"] for slide in slides_among(layers)}
+    return [layer for layer in layers if tag(layer).get("role") == SAVED and tag(layer).get("slide") not in there]
 
 
 def mark_when_added(viewer: napari.viewer.Viewer, described: LayerData) -> None:
@@ -103,7 +104,7 @@ def mark_when_added(viewer: napari.viewer.Viewer, described: LayerData) -> None:
             viewer.layers.events.inserted.disconnect(mark)
             keep_marked(viewer, [event.value])
             mark_view(viewer)
-            if loose(event.value) and not event.value.visible:
+            if not event.value.visible:
                 _say_hidden(event.value)
 
     viewer.layers.events.inserted.connect(mark, position="last")

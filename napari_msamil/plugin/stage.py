@@ -135,7 +135,7 @@ class Stage(QObject):
         if chosen is None:
             return
         unit = "pixel" if mpp_of(chosen) is None else "um"
-        for layer in [a for a in self._viewer.layers if "slide" in tag(a) or loose(a)]:
+        for layer in [*(a for a in self._viewer.layers if "slide" in tag(a)), *loose(self._viewer.layers)]:
             layer.units = (unit,) * layer.ndim
 
     def _show(self, chosen: napari.layers.Image | None) -> bool:

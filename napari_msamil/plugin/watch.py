@@ -70,7 +70,7 @@ def _attend(event: Any) -> None:
     layer.events.set_data.connect(prefetcher.follow)
     prefetcher.look_around(layer)
     _name_alike(layer, event.source)
-    for heatmap in [a for a in event.source if loose(a)]:
+    for heatmap in loose(event.source):
         if lay_on(layer, heatmap):
             _tie(heatmap, event.source)
 
@@ -159,11 +159,10 @@ def _stack(layer: Any, layers: Any) -> None:
     """Put a layer on top of what lies directly on its slide: evidence must not lie on another slide's tissue."""
     if layer not in layers or not _out_of_place(layer, layers):
         return
-    slide = next(
-        i for i, a in enumerate(layers) if a in slides_among(layers) and tag(a)["slide"] == tag(layer)["slide"]
-    )
-    others = [i for i, a in enumerate(layers) if i > slide and tag(a).get("slide") != tag(layer)["slide"]]
-    layers.move(layers.index(layer), min(others, default=len(layers)))
+    mine = tag(layer)["slide"]
+    slide = next(layers.index(a) for a in slides_among(layers) if tag(a)["slide"] == mine)
+    others = (i for i, a in enumerate(layers) if i > slide and tag(a).get("slide") != mine)
+    layers.move(layers.index(layer), next(others, len(layers)))
 
 
 def _release(event: Any) -> None:

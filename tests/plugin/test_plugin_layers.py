@@ -361,6 +361,31 @@ def test_the_canvas_text_speaks_of_each_result_that_is_seen(
     assert text.text.split("\n") == [*of_other, RESEARCH_USE]
 
 
+def test_without_the_panel_too_a_saved_heatmap_is_seen_on_its_own_slide_only(
+    viewer: Any, bare_file: Path, prediction: Prediction, tmp_path: Path, qtbot: Any
+) -> None:
+    def opened(path: Path) -> Any:
+        data, keywords, _ = slides.layer_data(path)
+        return viewer.add_image(data, **keywords)
+
+    watch(viewer)
+    about = {"slide": prediction.slide_path.name, "slide_px": prediction.slide_size}
+    path = tmp_path / "attention_10x.tif"
+    write_heatmap(prediction.heatmap(0, values="attention"), prediction.mpp, path, **about)
+    described = saved.from_file(path, viewer)
+    assert described is not None
+    heatmap = viewer.add_layer(Layer.create(*described))
+    slide = opened(prediction.slide_path)
+    qtbot.waitUntil(lambda: list(viewer.layers) == [slide, heatmap])
+    assert heatmap.visible
+    viewer.layers.remove(slide)
+    other = opened(bare_file)
+    assert not heatmap.visible
+    again = opened(prediction.slide_path)
+    qtbot.waitUntil(lambda: list(viewer.layers) == [other, again, heatmap])
+    assert heatmap.visible
+
+
 def test_removing_a_slide_gives_its_memory_and_its_file_back(viewer: Any, slide_layer: Image, qapp: Any) -> None:
     slide = slides.slide_of(slide_layer)
     slides.CACHE.clear()
