@@ -23,7 +23,7 @@ from napari_msamil.plugin.regions import add_region_layer, draw_on, empty_region
 from napari_msamil.plugin.result_view import ResultView
 from napari_msamil.plugin.results import Results
 from napari_msamil.plugin.run_view import RunView
-from napari_msamil.plugin.slides import SLIDE, slide_layers, tag
+from napari_msamil.plugin.slides import SAVED, SLIDE, slide_layers, tag
 from napari_msamil.plugin.stage import Stage
 from napari_msamil.plugin.watch import watch
 from napari_msamil.plugin.worker import Run
@@ -299,6 +299,8 @@ class MilPanel(QScrollArea):
 
     def _on_visible(self, event: Any) -> None:
         self.results.follow_eye(event.source)
+        if tag(event.source).get("role") == SAVED:
+            mark_view(self._viewer)
         if tag(event.source).get("role") == SLIDE:
             QTimer.singleShot(0, self._choose_the_only_one_seen)  # not at once: `Stage` shows and hides several
 
@@ -321,6 +323,8 @@ class MilPanel(QScrollArea):
         if stopped:
             self._run.stop()  # type: ignore[union-attr]
             self._end_run()
+        if tag(layer).get("role") == SAVED:
+            mark_view(self._viewer)
         if tag(layer).get("role") == SLIDE:
             self.results.forget(layer)
             # Not at once: whoever removes several layers counts on the rest of the list.

@@ -174,7 +174,7 @@ class Results(QObject):
         if not self._closed:
             prediction, good, text = outcome
             self._view.save.enabled = True
-            if self._view.shows(prediction):
+            if self._form.layer is not None and self.of(self._form.layer) is prediction:
                 self._view.say(text, error=not good)
             else:  # the user went on to another slide, whose result this is not about
                 self.said.emit(text, not good)

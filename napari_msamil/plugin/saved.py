@@ -10,7 +10,7 @@ from napari.utils.notifications import show_warning
 
 from napari_msamil.inference.heatmap import read_heatmap
 from napari_msamil.plugin.layers import HEATMAP_LOOK, keep_marked, mark_view, place
-from napari_msamil.plugin.slides import KEY, SAVED, slide_layers, slide_of, slides_among, tag
+from napari_msamil.plugin.slides import KEY, SAVED, SEEN, slide_layers, slide_of, slides_among, tag
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -57,7 +57,8 @@ def from_file(path: str | Path, viewer: napari.viewer.Viewer | None) -> LayerDat
         keywords["visible"] = not slides
     else:
         keywords |= place(slide, where["downsample"], where["origin_level0_px"])
-        mark["slide"] = tag(slide)["slide"]
+        mark |= {"slide": tag(slide)["slide"], SEEN: True}
+        keywords["visible"] = slide.visible
     return array, {**keywords, "metadata": {KEY: mark}}, "image"
 
 
@@ -87,7 +88,8 @@ def lay_on(slide: napari.layers.Image, heatmap: napari.layers.Image) -> bool:
 
 def _say_hidden(heatmap: napari.layers.Layer) -> None:
     of = tag(heatmap)["where"].get("slide") or "another slide"
-    show_warning(f"{heatmap.name} is of {of}, which is not open: it is hidden until that is opened.")
+    how = "hidden" if "slide" in tag(heatmap) else "not open"
+    show_warning(f"{heatmap.name} is of {of}, which is {how}: it is hidden too, so that it lies on no other slide.")
 
 
 def loose(layers: Sequence[Any]) -> list[Any]:

@@ -7,7 +7,7 @@ import uuid
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from napari.layers import Image, Points, Shapes
+from napari.layers import Image, Labels
 from napari.utils.notifications import show_error
 from napari.utils.transforms import Affine
 
@@ -33,6 +33,8 @@ SLIDE, LESION, HEATMAP, TOP, REGION = "slide", "lesion", "heatmap", "top patches
 COPY, ANNOTATION = "copy", "annotation"  # made of ours by napari's commands; drawn on layers of napari's own buttons
 SAVED = "saved heatmap"  # opened from a result's folder; tied to its slide where that is there
 PLACEHOLDER = "placeholder"  # of the sample slide, while it is drawn
+SEEN = "seen"  # in a layer's mark: whether it is shown when its slide comes back
+ALONG = "along"  # in the mark of a layer of the user's: the slide whose pixel size it was given
 
 # One budget for the process, whatever the number of slides: a view of a large screen and its surroundings
 # take about 100 MB. napari's own cache (25 % of memory, never given back, not thread-safe) is not used.
@@ -155,6 +157,8 @@ def calibrate(viewer: napari.viewer.Viewer, slide_layer: napari.layers.Image, mp
         layer.translate = layer.translate * ratio
         layer.affine = Affine(linear_matrix=layer.affine.linear_matrix, translate=layer.affine.translate * ratio)
         layer.units = ("um",) * layer.ndim
+        if "slide" not in tag(layer):
+            layer.metadata[KEY] = {**tag(layer), ALONG: tag(slide_layer)["slide"]}
     slide_layer.metadata[KEY] = {**tag(slide_layer), "mpp": (mpp, mpp)}
     view = camera(viewer)
     view.center = tuple(c * ratio for c in view.center)
@@ -164,22 +168,25 @@ def calibrate(viewer: napari.viewer.Viewer, slide_layer: napari.layers.Image, mp
 def _lying_on(viewer: napari.viewer.Viewer, slide_layer: napari.layers.Image) -> list[napari.layers.Layer]:
     """The slide's layer, what the plugin laid on it, and what the user did with napari's own buttons.
 
-    The latter carry no mark, but for those that `watch` knows. They belong to this slide if they are in pixels, as it
-    was itself and no other is, or if there is no other slide at all, as when a pixel size is corrected. A picture does
-    only where it covers what the slide covers, as one that was computed from it: any other has a pixel size of its own.
+    The latter carry no mark, but for those that `watch` knows and those that went along before. They belong to this
+    slide if they are in its unit, and no other slide is. A picture does only where it covers what the slide covers, as
+    one that was computed from it: any other has a pixel size of its own.
     """
-    others = [other for other in slide_layers(viewer) if other is not slide_layer]
-    only_one_in_pixels = all(mpp_of(other) is not None for other in others)
+    slides = slide_layers(viewer)
+    ids, mine = {tag(slide)["slide"] for slide in slides}, tag(slide_layer)["slide"]
+    corrected = mpp_of(slide_layer) is not None
+    alone = all(slide is slide_layer or (mpp_of(slide) is not None) != corrected for slide in slides)
     found = []
     for layer in viewer.layers:
-        if "slide" in tag(layer):
-            ours = tag(layer)["slide"] == tag(slide_layer)["slide"]
+        of = tag(layer).get("slide", tag(layer).get(ALONG))
+        if of in ids:
+            ours = of == mine
+        elif layer.ndim != 2 or layer.units != slide_layer.units:
+            ours = False
+        elif isinstance(layer, Image) or (isinstance(layer, Labels) and corrected):
+            ours = _same_place(layer, slide_layer)
         else:
-            in_pixels = all(str(unit) == "pixel" for unit in layer.units)
-            ours = layer.ndim == 2 and (
-                (in_pixels and only_one_in_pixels and (not isinstance(layer, Image) or _same_place(layer, slide_layer)))
-                or (not others and isinstance(layer, (Shapes, Points)))
-            )
+            ours = alone
         if ours:
             found.append(layer)
     return found

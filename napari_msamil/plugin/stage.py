@@ -10,14 +10,12 @@ from qtpy.QtWidgets import QMainWindow
 
 from napari_msamil.plugin import compat
 from napari_msamil.plugin.saved import loose
-from napari_msamil.plugin.slides import KEY, SLIDE, mpp_of, slide_layers, tag
+from napari_msamil.plugin.slides import KEY, SEEN, SLIDE, mpp_of, slide_layers, tag
 
 if TYPE_CHECKING:
     import napari.layers
     import napari.viewer
     from qtpy.QtWidgets import QWidget
-
-_SEEN = "seen"  # in a layer's mark: whether it was shown when its slide was left
 
 
 class Stage(QObject):
@@ -146,9 +144,9 @@ class Stage(QObject):
         for layer in [a for a in self._viewer.layers if "slide" in tag(a)]:
             mark = tag(layer)
             if mark["slide"] == self._slide_id:
-                layer.visible = mark["role"] == SLIDE or layer.visible or mark.get(_SEEN, False)
+                layer.visible = mark["role"] == SLIDE or layer.visible or mark.get(SEEN, False)
             elif mark["slide"] == left:
-                layer.metadata[KEY] = {**mark, _SEEN: layer.visible}
+                layer.metadata[KEY] = {**mark, SEEN: layer.visible}
                 layer.visible = False
             else:
                 self._hide([layer])
@@ -157,5 +155,5 @@ class Stage(QObject):
     @staticmethod
     def _hide(layers: list[napari.layers.Layer]) -> None:
         for layer in [a for a in layers if a.visible]:
-            layer.metadata[KEY] = {**tag(layer), _SEEN: True}
+            layer.metadata[KEY] = {**tag(layer), SEEN: True}
             layer.visible = False

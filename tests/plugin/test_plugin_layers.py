@@ -302,6 +302,26 @@ def test_a_shape_drawn_with_naparis_own_button_marks_the_same_tissue_after_calib
         drawn.append(viewer.add_shapes([points], shape_type="polygon", units=("um", "um")))
 
 
+def test_what_went_along_with_a_pixel_size_goes_along_when_it_is_corrected(
+    viewer: Any, bare_file: Path, slide_file: Path
+) -> None:
+    data, keywords, _ = slides.layer_data(bare_file)
+    layer = viewer.add_image(data, **keywords)
+    shape = (layer.data[0].shape[0], layer.data[0].shape[1])
+    mask = viewer.add_labels(np.ones(shape, np.uint8))
+    made_of_it = viewer.add_image(np.zeros(shape))
+    square = viewer.add_shapes([[[100, 200], [100, 300], [180, 300]]], shape_type="polygon")
+    before = viewer.add_points([[500, 400]], units=("um", "um"), scale=(0.5, 0.5))
+    slides.calibrate(viewer, layer, 0.5)
+    assert tuple(before.scale) == (0.5, 0.5), "what states its own µm keeps them"
+    other, other_words, _ = slides.layer_data(slide_file)
+    viewer.add_image(other, **other_words)
+    slides.calibrate(viewer, layer, 0.25)
+    for one in (mask, made_of_it, square):
+        assert one.scale == pytest.approx([0.25, 0.25])
+    assert tuple(before.scale) == (0.5, 0.5)
+
+
 def test_calibrating_one_slide_leaves_what_lies_on_another(viewer: Any, bare_file: Path, slide_file: Path) -> None:
     (bare, bare_words, _), (data, keywords, _) = slides.layer_data(bare_file), slides.layer_data(slide_file)
     other = viewer.add_image(data, **keywords)
@@ -345,7 +365,7 @@ def test_the_canvas_text_speaks_of_each_result_that_is_seen(
     assert described is not None
     saved.mark_when_added(viewer, described)
     opened = viewer.add_layer(Layer.create(*described))
-    assert "is of other.svs, which is not open: it is hidden" in notification_manager.records[-1].message
+    assert "is of other.svs, which is not open: it is hidden too" in notification_manager.records[-1].message
     assert not opened.visible
     opened.visible = True
     name = prediction.table.scales[0].name

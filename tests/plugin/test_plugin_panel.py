@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from napari.layers._layer_actions import _duplicate_layer
 from napari.utils.notifications import notification_manager
 from qtpy.QtCore import QLocale, QMimeData, QPoint, QPointF, Qt, QUrl
 from qtpy.QtGui import QDropEvent, QWheelEvent
@@ -300,7 +301,7 @@ def test_a_saved_heatmap_lies_on_no_slide_but_its_own_whichever_comes_first(
     qtbot.waitUntil(lambda: len(viewer.layers) == 0, timeout=SECONDS)
     [heatmap] = viewer.open(tmp_path / "out" / "square" / "attention_10x.tif", plugin="napari-msamil")
     assert heatmap.visible, "there is no slide that it could be taken to be of"
-    hidden = "attention 10x is of square.tif, which is not open: it is hidden until that is opened"
+    hidden = "attention 10x is of square.tif, which is not open: it is hidden too"
     text = compat.overlay(viewer, "text")
     said = len(notification_manager.records)
     bare = panel.open_slide(bare_file)
@@ -315,6 +316,21 @@ def test_a_saved_heatmap_lies_on_no_slide_but_its_own_whichever_comes_first(
     assert RESEARCH_USE in text.text
     panel.form.choose(bare)
     assert not heatmap.visible, "it is hidden with its slide"
+    [second] = viewer.open(tmp_path / "out" / "square" / "attention_5x.tif", plugin="napari-msamil")
+    assert not second.visible, "its slide is not seen"
+    assert "is of square.tif, which is hidden: it is hidden too" in notification_manager.records[-1].message
+    panel.form.choose(slide)
+    assert second.visible
+    assert "5x: saved attention" in text.text
+    viewer.layers.selection.active = second
+    before = list(viewer.layers)
+    _duplicate_layer(viewer.layers)
+    [copy] = [layer for layer in viewer.layers if layer not in before]
+    for layer in (heatmap, second, copy):
+        layer.visible = False
+    assert RESEARCH_USE not in text.text
+    panel.form.choose(bare)
+    said += 1
     viewer.layers.remove(slide)
     qtbot.waitUntil(lambda: list(viewer.layers) == [bare], timeout=SECONDS)
     [again] = viewer.open(tmp_path / "out" / "square" / "attention_10x.tif", plugin="napari-msamil")
@@ -937,7 +953,7 @@ def test_the_result_is_saved_as_the_command_line_saves_it(
 
 
 def test_what_became_of_saving_is_not_said_under_the_result_of_another_slide(
-    panel: Any, pair: tuple[Any, Any], tmp_path: Path, qtbot: Any
+    panel: Any, pair: tuple[Any, Any], make_slide: Any, tmp_path: Path, qtbot: Any
 ) -> None:
     first, second = pair
     run(panel, qtbot)
@@ -948,6 +964,11 @@ def test_what_became_of_saving_is_not_said_under_the_result_of_another_slide(
     assert "first" in panel.run_view.status.text()
     assert panel.result_view.answer.text() == ""
     assert panel.result_view.save.enabled
+    panel.form.choose(first)
+    panel.results.save(tmp_path / "again")
+    panel.open_slide(make_slide("third.tif"))
+    assert panel.result_view.isHidden(), "it has no result"
+    qtbot.waitUntil(lambda: "again" in panel.run_view.status.text(), timeout=SECONDS)
 
 
 def test_a_result_saved_before_is_replaced_only_if_the_user_says_so(
