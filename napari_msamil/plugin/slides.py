@@ -179,7 +179,7 @@ def _lying_on(viewer: napari.viewer.Viewer, slide_layer: napari.layers.Image) ->
     found = []
     for layer in viewer.layers:
         of = tag(layer).get("slide", tag(layer).get(ALONG))
-        if of in ids:
+        if "slide" in tag(layer) or of in ids:
             ours = of == mine
         elif layer.ndim != 2 or layer.units != slide_layer.units:
             ours = False

@@ -213,7 +213,10 @@ def test_a_region_limits_what_is_read(slide_file: Path, model_file: Path) -> Non
     assert 0 < len(inside.table) < 60
     assert inside.table.coords.max() <= 512
     assert inside.tissue_area_mm2 == pytest.approx(0.04, rel=0.1)
-    assert inside.summary()["region"] == {"type": "MultiPolygon", "coordinates": [[square.tolist()]]}
+    assert inside.summary()["region"] == {
+        "type": "MultiPolygon",
+        "coordinates": [[[*square.tolist(), square[0].tolist()]]],
+    }
     assert any("drawn region" in note for note in inside.notes)
     with pytest.raises(RegionError, match="No region lies on the slide"):
         classify(slide_file, "never-loaded.safetensors", region=(Polygon(square + 1e5),))
