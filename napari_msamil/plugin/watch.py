@@ -134,6 +134,8 @@ def _keep_together(event: Any) -> None:
 
 
 def _tie(layer: Any, layers: Any) -> None:
+    """Let a layer go along with its slide, and put it on top of what lies on that."""
+
     def follow(event: Any = None) -> None:
         slide_id = tag(layer).get("slide")
         moved = next((a.affine.affine_matrix for a in slides_among(layers) if tag(a)["slide"] == slide_id), None)
