@@ -35,11 +35,12 @@ from .demo_data import (
 from .demo_recipe import SLIDES_AT_ONCE, STAGES, TRAINING_FOLDS, VALIDATION_SHARE, Recipe, demo_card
 from .demo_report import evaluate, finished_card
 from .demo_warm_up import train_on_patches
-from .end_to_end import Drawn, train_end_to_end
+from .drawn import Drawn, Thumbnail
+from .end_to_end import train_end_to_end
 from .features import digest
 from .loop import Plan, State
 from .mil import train_aggregator
-from .segmentation import Thumbnail, train_segmenter
+from .segmentation import train_segmenter
 
 _log = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from .datasets.compose import Cell, ComposedSlide, compose
 from .datasets.ebhi_seg import FIELD_MPP, FIELD_PX, TISSUES, Case, compose_case, load_cell
 from .datasets.synthetic import TRAINING_SEEDS, synthetic_slide
 from .demo_patches import cut_patches, table_of
-from .end_to_end import Drawn, sample_rows
+from .drawn import Drawn, sample_rows
 
 THUMBNAIL_MPP = (1.4, 11.0)
 """µm per pixel of the thumbnails learned from: slides of 1.4 to 11 mm fill 1024 px."""

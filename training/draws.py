@@ -18,10 +18,9 @@ from napari_msamil.patches.grid import PatchTable
 from .augment import Look, apply_look, random_look
 from .config import Config
 from .distributed import rank, world
-from .end_to_end import Drawn, sample_rows
+from .drawn import Drawn, Thumbnail, sample_rows
 from .feed import Ahead, feed
 from .labels import sampling_groups
-from .segmentation import Thumbnail
 from .slides import SlideStore, pieces, tensor_of, turned
 
 _KEPT_BYTES = 64 * 2**20

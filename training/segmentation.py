@@ -3,20 +3,16 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from napari_msamil.models.model import Model
 
 from .distributed import gather, mine
+from .drawn import Thumbnail
 from .loop import Plan, State, train
 from .metrics import Overlap
-
-Thumbnail = tuple[NDArray[np.uint8], NDArray[np.bool_]]
-"""A slide's picture (H, W, 3) uint8 and its lesion (H, W) bool."""
 
 
 def lesion_loss(logits: Tensor, lesion: Tensor) -> Tensor:

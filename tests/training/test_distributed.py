@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from napari_msamil.training.command import run_training
 from napari_msamil.training.datasets import synthetic
 
 GRADIENT = """
@@ -72,6 +73,15 @@ def run(processes: int, *arguments: str) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
 
 
+def train(processes: int, stage: str, cohort: Path, out: Path, *settings: str) -> None:
+    """A stage in this process, or in several that torchrun starts."""
+    if processes == 1:
+        run_training(stage, preset="tiny", settings=settings, cohort=cohort, out=out, command="the command")
+    else:
+        where = ("--preset", "tiny", "--cohort", str(cohort), "--out", str(out))
+        run(processes, "-m", "napari_msamil.training", stage, *where, *settings)
+
+
 def test_the_two_pass_gradient_of_two_processes_is_the_full_graphs_of_one(tmp_path: Path) -> None:
     program = tmp_path / "gradient.py"
     program.write_text(GRADIENT)
@@ -99,11 +109,9 @@ def test_two_processes_train_and_score_as_one_does(tmp_path: Path) -> None:
     cohort = synthetic.write(tmp_path / "cohort", slides=10, size_px=512)
     settings = ("model.thumbnail_px=128", "end_to_end.patches=6", "end_to_end.accum=3", "machine.device=cpu")
     for processes in (1, 2):
-        where = ("--preset", "tiny", "--cohort", str(cohort), "--out", str(tmp_path / str(processes)))
-        run(processes, "-m", "napari_msamil.training", "all", *where, *settings)
-    said = [(tmp_path / processes / "commands.txt").read_text() for processes in "12"]
-    assert said[0].startswith("msamil train all --preset tiny")
-    assert said[1].startswith("torchrun --nproc-per-node 2 -m napari_msamil.training all --preset tiny")
+        train(processes, "all", cohort, tmp_path / str(processes), *settings)
+    said = (tmp_path / "2" / "commands.txt").read_text()
+    assert said.startswith("torchrun --nproc-per-node 2 -m napari_msamil.training all --preset tiny")
     logs = []
     for processes in "12":
         lines = (tmp_path / processes / "fold-0" / "log.jsonl").read_text().splitlines()
@@ -121,7 +129,6 @@ def test_two_processes_train_and_score_as_one_does(tmp_path: Path) -> None:
 def test_two_processes_take_a_stage_over_from_another_run(tmp_path: Path) -> None:
     cohort = synthetic.write(tmp_path / "cohort", slides=10, size_px=512)
     for processes, settings in ((1, ()), (2, (f"machine.reuse={tmp_path / '1'}",))):
-        where = ("--preset", "tiny", "--cohort", str(cohort), "--out", str(tmp_path / str(processes)))
-        run(processes, "-m", "napari_msamil.training", "segment", *where, "machine.device=cpu", *settings)
+        train(processes, "segment", cohort, tmp_path / str(processes), "machine.device=cpu", *settings)
     taken, made = ((tmp_path / k / "fold-0" / "segment.pt").read_bytes() for k in "21")
     assert taken == made

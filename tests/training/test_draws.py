@@ -1,5 +1,8 @@
 """What a step of the end-to-end stage draws: the same pixels in both passes, read again only where they are many."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -10,8 +13,8 @@ from napari_msamil.training.augment import Look
 from napari_msamil.training.cohort import read_cohort
 from napari_msamil.training.config import read_config
 from napari_msamil.training.datasets import synthetic
+from napari_msamil.training.drawn import sample_rows
 from napari_msamil.training.draws import PatchDraws, PatchesWithLesion, PatchStream
-from napari_msamil.training.end_to_end import sample_rows
 from napari_msamil.training.slides import SlideStore
 
 
@@ -110,3 +113,8 @@ def test_a_slide_without_any_patch_gives_no_row(made: PatchDraws) -> None:
     table = made.store.table(0)
     empty = table.take(np.empty(0, np.int64))
     assert len(sample_rows(empty, np.random.default_rng(0), 5, tissue=0.5)) == 0
+
+
+def test_a_process_that_reads_patches_loads_no_library_of_networks() -> None:
+    program = "import sys, napari_msamil.training.draws; sys.exit(bool({'timm', 'torchvision'} & {*sys.modules}))"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

@@ -183,6 +183,7 @@ def test_sigterm_saves_and_ends_with_a_sentence(cohort: Path, tmp_path: Path) ->
     assert "The same command goes on from there" in said
     state = torch.load(tmp_path / "fold-0" / "segment.pt", weights_only=True)["state"]
     assert f"after step {state['step']} of" in said
+    assert (tmp_path / "commands.txt").read_text().startswith("msamil train segment --preset tiny")
 
 
 def test_a_changed_setting_or_table_does_not_resume_and_is_named(finished: Path, cohort: Path, tmp_path: Path) -> None:
