@@ -93,6 +93,20 @@ class State:
         """As a checkpoint holds it; runs of earlier versions do not say when a score was better."""
         return cls(**{"better_step": found["best_step"], **found})
 
+    def count(self, loss: float) -> None:
+        """Book a step."""
+        self.step += 1
+        self.loss = loss if math.isnan(self.loss) else 0.95 * self.loss + 0.05 * loss
+
+    def judge(self, score: float) -> bool:
+        """Book a validation score; says whether it is the best."""
+        best = score >= self.best_score  # never if it is not a number
+        if score > self.best_score:
+            self.better_step = self.step
+        if best:
+            self.best_score, self.best_step = score, self.step
+        return best
+
     def over(self, plan: Plan) -> bool:
         """Whether nothing is left to do."""
         waited = self.step - self.better_step
@@ -164,17 +178,14 @@ def train(
             rate = _set_rate(optimiser, plan, state.step)
             with _finite(plan, f"step {state.step}{f' on {slides(state.step)}' if slides else ''}", file):
                 loss, gradient = _take_step(plan, modules, optimiser, step, state.step)
-            state.step += 1
-            state.loss = loss if math.isnan(state.loss) else 0.95 * state.loss + 0.05 * loss
+            state.count(loss)
             bar.set_postfix(loss=f"{state.loss:.3f}", refresh=False)
             bar.update()
             scored = state.step % plan.score_every == 0 or state.step == plan.steps
             with _finite(plan, f"the validation slides after step {state.step}", file):
                 value = score() if scored else None
-            if value is not None and value > state.best_score:
-                state.better_step = state.step
-            if value is not None and value >= state.best_score:
-                state.best_score, state.best_step, best = value, state.step, weights_of(modules)
+            if value is not None and state.judge(value):
+                best = weights_of(modules)
             state.seconds = time.monotonic() - started
             if bar.disable and (time.monotonic() - told >= TELL_SECONDS or state.over(plan)):
                 told = time.monotonic()
