@@ -1,5 +1,6 @@
 """The checkpoint of a stage: written whole or not at all, read back only for the same plan."""
 
+import hashlib
 import json
 import pickle
 import zipfile
@@ -16,6 +17,12 @@ from napari_msamil.files import write_atomically
 Weights = dict[str, dict[str, Tensor]]
 
 
+_SAID = {
+    "made_from": "it learned from other slides or settings",
+    "begun_from": "it went on from other weights of earlier stages than those that are there now",
+}
+
+
 class CheckpointError(MsamilError):
     """A checkpoint cannot be resumed."""
 
@@ -23,6 +30,16 @@ class CheckpointError(MsamilError):
 def weights_of(modules: Mapping[str, nn.Module]) -> Weights:
     """A copy of the modules' weights, by module and parameter."""
     return {name: {key: value.clone() for key, value in m.state_dict().items()} for name, m in modules.items()}
+
+
+def digest_of(weights: Mapping[str, Mapping[str, Tensor]]) -> str:
+    """Hash of weights, of their names too."""
+    total = hashlib.sha256()
+    for module in sorted(weights):
+        for name, value in sorted(weights[module].items()):
+            total.update(f"{module}.{name}".encode())
+            total.update(value.cpu().numpy().tobytes())
+    return total.hexdigest()
 
 
 def put_back(modules: Mapping[str, nn.Module], weights: Mapping[str, Mapping[str, Tensor]]) -> None:
@@ -91,13 +108,11 @@ def load_checkpoint(
     mine = json.loads(json.dumps(dict(plan)))
     different = [key for key in mine if mine[key] != theirs.get(key)]
     if different:
-        changes = ", ".join(
-            "it learned from other slides or settings"
-            if key == "made_from"
-            else f"{key} was {theirs.get(key)} and is now {mine[key]}"
-            for key in different
-        )
-        raise CheckpointError(f"{file} cannot be resumed: {changes}. Use the old values, or another folder.")
+        changes = ", ".join(_SAID.get(key, f"{key} was {theirs.get(key)} and is now {mine[key]}") for key in different)
+        remedy = "Use the old values, or another folder"
+        if different == ["begun_from"]:
+            remedy = "Delete it to begin the stage anew"
+        raise CheckpointError(f"{file} cannot be resumed: {changes}. {remedy}.")
     put_back(modules, content["modules"])
     if optimiser is not None:
         optimiser.load_state_dict(content["optimiser"])

@@ -20,6 +20,7 @@ from napari_msamil.models.model import Model
 from napari_msamil.patches.select import tissue_rows
 from napari_msamil.slide.slide import open_slide
 
+from .checkpoint import digest_of
 from .cohort import CohortSlide
 from .distributed import mine, wait_for_all
 from .log import progress
@@ -51,12 +52,8 @@ class StoredBags(Sequence[Bag]):
 
 def digest(model: Model) -> str:
     """Hash of all that features depend on in a model: its card, and the weights of segmenter and extractor."""
-    total = hashlib.sha256(model.card.to_json().encode())
-    for module in (model.segmenter, model.extractor):
-        for name, value in sorted(module.state_dict().items()):
-            total.update(name.encode())
-            total.update(value.cpu().numpy().tobytes())
-    return total.hexdigest()
+    weights = {"segmenter": model.segmenter.state_dict(), "extractor": model.extractor.state_dict()}
+    return hashlib.sha256((model.card.to_json() + digest_of(weights)).encode()).hexdigest()
 
 
 def extract_bags(

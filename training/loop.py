@@ -59,6 +59,7 @@ class Plan:
         clip: Largest norm of the gradient.
         seed: Of everything random.
         made_from: Hash of all else that the result depends on (settings, slides), so that a resumed run is the same.
+        begun_from: Hash of the weights of earlier stages that it went on from.
     """
 
     name: str
@@ -71,6 +72,7 @@ class Plan:
     clip: float = 5.0
     seed: int = 0
     made_from: str = ""
+    begun_from: str = ""
 
 
 @dataclass
@@ -100,7 +102,7 @@ class State:
 
     def judge(self, score: float) -> bool:
         """Book a validation score; says whether it is the best."""
-        best = score >= self.best_score  # never if it is not a number
+        best = score >= self.best_score
         if score > self.best_score:
             self.better_step = self.step
         if best:
@@ -184,6 +186,7 @@ def train(
             scored = state.step % plan.score_every == 0 or state.step == plan.steps
             with _finite(plan, f"the validation slides after step {state.step}", file):
                 value = score() if scored else None
+                _refuse_infinite("validation score", 0.0 if value is None else value)
             if value is not None and state.judge(value):
                 best = weights_of(modules)
             state.seconds = time.monotonic() - started

@@ -26,13 +26,14 @@ _OF_THUMBNAILS: Any = {
 """What stage segment uses of the card; other networks may stand on the same segmenter."""
 
 
-def plan_of(stage: str, run: Run, training: Sequence[int], held: Sequence[int]) -> Plan:
+def plan_of(stage: str, run: Run, training: Sequence[int], held: Sequence[int], begun_from: Sequence[str]) -> Plan:
     """Schedule of a stage that trains: segment, pretrain, end-to-end or mil.
 
     Args:
         stage: Its name.
         run: Settings and slides.
         training, held: Rows that are learned from and validated on.
+        begun_from: Hashes of the weights of the stages before it.
     """
     config = run.config
     steps, rate, score_every, patience, weight_decay = 0, 0.0, 0, 0, 1e-4
@@ -62,8 +63,13 @@ def plan_of(stage: str, run: Run, training: Sequence[int], held: Sequence[int]) 
         score_every=score_every,
         patience=patience,
         seed=config.seed,
-        made_from=hashlib.sha256(json.dumps(made_from).encode()).hexdigest()[:16],
+        made_from=_short_hash(made_from),
+        begun_from=_short_hash(list(begun_from)),
     )
+
+
+def _short_hash(facts: Any) -> str:
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
 
 def _settings_of(stage: str, config: Config) -> dict[str, Any]:

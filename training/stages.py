@@ -13,7 +13,7 @@ from torch import nn
 from napari_msamil.files import copy_atomically
 from napari_msamil.models.model import Model, build_model
 
-from .checkpoint import CheckpointError, load_checkpoint, put_back
+from .checkpoint import CheckpointError, digest_of, load_checkpoint, put_back
 from .distributed import rank, wait_for_all
 from .draws import PatchDraws, PatchesWithLesion, PatchStream, ThumbnailDraws
 from .end_to_end import train_end_to_end
@@ -56,6 +56,7 @@ class Fold:
         self.model: Model = build_model(run.card, seed=run.config.seed).to(run.device.name)
         self.seconds: dict[str, float] = {}
         self.scores: dict[str, float] = {}
+        self._taken_over: dict[str, str] = {}  # by stage: hash of its best weights
         self._store = SlideStore(run.cohort.slides, run.card, run.folder / THUMBNAILS)
         self._usable: list[int] | None = None
         self._start_from_imagenet()
@@ -227,14 +228,19 @@ class Fold:
     def _how(self, stage: str) -> dict[str, Any]:
         """What every training is told."""
         return {
-            "plan": plan_of(stage, self.run, self.training(), self.held()),
+            "plan": self._plan(stage),
             "folder": self.folder,
             "resume": True,
             "tensorboard": self.run.config.machine.tensorboard,
         }
 
+    def _plan(self, stage: str) -> Plan:
+        """Of a stage that trains, once those before it are taken over."""
+        before = [self._taken_over[name] for name in STAGES[: STAGES.index(stage)] if name in self._taken_over]
+        return plan_of(stage, self.run, self.training(), self.held(), before)
+
     def _steps_from(self, stage: str) -> Callable[[int], range]:
-        steps = plan_of(stage, self.run, self.training(), self.held()).steps
+        steps = self._plan(stage).steps
         return lambda first: range(first, steps)
 
     def _take_over(self, stage: str) -> None:
@@ -261,7 +267,7 @@ class Fold:
             start_from_segmenter(self.model)
 
     def _take_over_best(self, stage: str, modules: dict[str, nn.Module]) -> None:
-        plan = plan_of(stage, self.run, self.training(), self.held())
+        plan = self._plan(stage)
         state = self._best_of(plan, modules)
         if state is None or not state.over(plan):
             raise RunError(
@@ -276,6 +282,7 @@ class Fold:
             return None
         found, best = load_checkpoint(file, asdict(plan), modules, None)
         put_back(modules, best)
+        self._taken_over[plan.name] = digest_of(best)
         return State.of(found)
 
     def _reuse(self, stage: str) -> None:
@@ -284,9 +291,8 @@ class Fold:
         if source is None or stage == "extract":
             return
         other = source / self.folder.name / own.name
-        training, held = self.training(), self.held()  # in all processes: they look at the slides together
+        plan = self._plan(stage)  # in all processes: they look at the slides together
         if rank() == 0 and other.exists() and not own.exists():
-            plan = plan_of(stage, self.run, training, held)
             try:
                 state, _ = load_checkpoint(other, asdict(plan), {}, None)
             except CheckpointError as error:
@@ -294,7 +300,7 @@ class Fold:
                 _log.info("fold %d: %s is made anew, not taken over: %s", self.number, stage, why)
             else:
                 kept = SlideStore(self.run.cohort.slides, self.run.card, source / THUMBNAILS)
-                changed = list(filter(None, map(kept.changed, [*training, *held])))
+                changed = list(filter(None, map(kept.changed, [*self.training(), *self.held()])))
                 if changed:
                     raise RunError(
                         f"machine.reuse is {source}, a run of other slides: the file of {changed[0]} changed since "

@@ -128,6 +128,7 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_checkpoint(tmp_path: Path)
             lambda: 0.0,
             r"at step 4: the gradient became (nan|inf); .* learning rate \(now 0\.05",
         ),
+        (good, lambda: math.nan, "at the validation slides after step .*: the validation score became nan; "),
         (good, refuse, "at the validation slides after step .*: msamil-tiny gives no finite number for a slide; "),
     ):
         model.zero_grad()

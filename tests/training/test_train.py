@@ -25,7 +25,7 @@ from napari_msamil.training import command, evaluate
 from napari_msamil.training.cohort import CohortError, read_cohort
 from napari_msamil.training.command import run_training
 from napari_msamil.training.datasets import synthetic
-from napari_msamil.training.loop import StoppedError
+from napari_msamil.training.loop import CheckpointError, StoppedError
 from napari_msamil.training.run import RunError
 
 SETTINGS = ["model.thumbnail_px=128", "end_to_end.patches=6", "end_to_end.chunk=4", "machine.device=cpu"]
@@ -338,6 +338,19 @@ def test_a_stage_is_not_taken_over_when_a_slide_changed_since(finished: Path, co
         np.savez(file, **content | {"made_from": "another file of that name"})
     with pytest.raises(RunError, match=r"a run of other slides: the file of .* changed since \(\d+ in all\)"):
         train("segment", cohort, tmp_path / "run", f"machine.reuse={old}")
+
+
+def test_a_stage_does_not_go_on_from_weights_that_were_made_anew_since(
+    finished: Path, cohort: Path, tmp_path: Path
+) -> None:
+    fold = shutil.copytree(finished, tmp_path / "run") / "fold-0"
+    made_anew = torch.load(fold / "end-to-end.pt", weights_only=True)
+    made_anew["best"]["extractor"]["encoder.conv_stem.weight"] += 0.001
+    torch.save(made_anew, fold / "end-to-end.pt")
+    with pytest.raises(
+        CheckpointError, match=r"mil\.pt cannot be resumed: it went on from other weights.*Delete"
+    ):
+        train("mil", cohort, tmp_path / "run", "run_folds=[]")
 
 
 def test_without_the_end_to_end_stage_the_aggregator_learns_on_the_extractor_as_it_was(
