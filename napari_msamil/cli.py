@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -57,6 +58,9 @@ ModelName = Annotated[str, typer.Option(metavar="demo|FILE", help='"demo" or a m
 
 def main() -> None:
     """Run the command; errors meant for the user become one line on stderr and exit status 1."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")  # a name that a terminal has no letters for stops nothing
     try:
         try:
             app()
@@ -229,7 +233,7 @@ def _refuse_same_names(slides: list[Path]) -> None:
 def _classify_one(request: Any, out: Path, *, overwrite: bool) -> Prediction:
     from napari_msamil.inference.classify import classify_steps
     from napari_msamil.inference.prediction import percent
-    from napari_msamil.inference.result import check_free, result_folder, write_result
+    from napari_msamil.inference.result import check_free, result_folder, same_slide, write_result
 
     check_free(result_folder(request.slide, out), overwrite=overwrite)
     steps = classify_steps(request)
@@ -242,6 +246,8 @@ def _classify_one(request: Any, out: Path, *, overwrite: bool) -> Prediction:
         prediction = end.value
     finally:
         line.clear()
+    earlier = result_folder(request.slide, out)
+    replaces_another = earlier.exists() and not same_slide(earlier, prediction)
     folder = write_result(prediction, out, overwrite=overwrite)
     counts = ", ".join(
         f"{count} at {scale.name}"
@@ -257,7 +263,8 @@ def _classify_one(request: Any, out: Path, *, overwrite: bool) -> Prediction:
         f"  patches: {counts}; {prediction.seconds['total']:.1f} s on {prediction.device} in {prediction.precision} "
         f"({prediction.device_reason})"
     )
-    for note in (prediction.fallback, *prediction.notes):
+    another = "the earlier result, which is replaced, was of another slide file of this name"
+    for note in (prediction.fallback, *prediction.notes, another if replaces_another else None):
         if note:
             print(f"  note: {note}")
     print(f"  model: {prediction.model_name}. {prediction.intended_use}")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -119,7 +121,23 @@ def test_an_existing_result_is_a_failure_until_overwrite_is_given(
     again = runner.invoke(app, command)
     assert again.exit_code == 1
     assert "--overwrite" in again.stderr
-    assert runner.invoke(app, [*command, "--overwrite"]).exit_code == 0
+    replaced = runner.invoke(app, [*command, "--overwrite"])
+    assert replaced.exit_code == 0
+    another = "was of another slide file of this name"
+    assert another not in replaced.stdout
+    with slides[0].open("ab") as file:
+        file.write(b"another")
+    assert another in runner.invoke(app, [*command, "--overwrite"]).stdout
+
+
+def test_a_name_that_the_terminal_has_no_letters_for_is_written_with_escapes(
+    slides: list[Path], model_file: Path, tmp_path: Path
+) -> None:
+    slide = shutil.copy(slides[0], tmp_path / "切片.tif")
+    command = [sys.executable, "-m", "napari_msamil", "classify", str(slide), "--out", str(tmp_path / "out")]
+    narrow = {**os.environ, "PYTHONIOENCODING": "cp1252"}
+    done = subprocess.run([*command, "--model", str(model_file)], env=narrow, capture_output=True, check=True)
+    assert done.stdout.startswith(b"\\u5207\\u7247.tif: ")
 
 
 def test_a_terminal_sees_the_progress_until_the_next_step(

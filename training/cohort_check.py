@@ -38,7 +38,7 @@ def check_cohort(cohort: Cohort, *, folds: int = 5, files: bool = True, finest_m
         One sentence per fault; none means that training can begin.
     """
     faults: list[str] = []
-    opened_slides: list[CohortSlide] = []
+    opened_slides: list[tuple[CohortSlide, str]] = []
     lesions: set[str] = set()
     for slide in cohort.slides if files else ():
         try:
@@ -54,7 +54,7 @@ def check_cohort(cohort: Cohort, *, folds: int = 5, files: bool = True, finest_m
                 if slide.lesion is not None:
                     _warn_of_extremes(slide, read_lesion(slide.lesion, (opened.width, opened.height), _small(opened)))
                     lesions |= lesion_classes(slide.lesion)
-            opened_slides.append(slide)
+            opened_slides.append((slide, opened.properties.get("quickhash", "")))
         except MsamilError as error:
             name, said = slide.path.name, str(error).removesuffix(".")
             faults.append(said if name in said else f"{name}: {said}")
@@ -84,12 +84,21 @@ def _warn_of_extremes(slide: CohortSlide, lesion: NDArray[np.bool_]) -> None:
         )  # fmt: skip
 
 
-def _same_pictures(slides: Sequence[CohortSlide]) -> Iterator[str]:
-    """Slides that are copies of one file: in two parts, they would be tested by what was learned from them."""
-    by_size = defaultdict(list)
-    for slide in slides:
-        if slide.path.is_file() and slide.path.suffix.lower() != ".mrxs":  # which has its pixels in other files
+def _same_pictures(slides: Sequence[tuple[CohortSlide, str]]) -> Iterator[str]:
+    """Slides that are copies of one file: in two parts, they would be tested by what was learned from them.
+
+    Args:
+        slides: Each with OpenSlide's hash of it, or "" where another reader opened it.
+    """
+    by_size, by_hash = defaultdict(list), defaultdict(list)
+    for slide, quickhash in slides:
+        if quickhash:
+            by_hash[quickhash].append(slide)
+        else:
             by_size[slide.path.stat().st_size].append(slide)
+    for first, *others in by_hash.values():
+        for slide in others:
+            yield f"{slide.path.name} shows the same slide as {first.path.name}: keep one of them"
     for alike in by_size.values():
         for number, slide in enumerate(alike):
             twin = next((one for one in alike[:number] if filecmp.cmp(one.path, slide.path, shallow=False)), None)

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import threading
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from napari_msamil.inference.prediction import Prediction
 
 SUMMARY = "prediction.json"
+_OURS = (SUMMARY, "patches.csv", "lesion.geojson", "overview.png", "attention_*.tif")
 
 
 def result_folder(slide_path: Path, out_dir: Path) -> Path:
@@ -66,7 +68,7 @@ def write_result(prediction: Prediction, out_dir: str | Path, *, overwrite: bool
     Args:
         prediction: what to write; its slide is opened again for the picture.
         out_dir: parent folder, made where it is missing.
-        overwrite: replace an earlier result of the same name.
+        overwrite: replace an earlier result of the same name; what else is in its folder stays there.
 
     Returns:
         The folder `out_dir/<slide stem>`.
@@ -109,7 +111,10 @@ def _try_to_write(folder: Path) -> None:
 
 
 def _replace_folder(new: Path, folder: Path) -> None:
-    """Move a finished folder into place; an older one steps aside first and is deleted last."""
+    """Move a finished folder into place; an older one steps aside first and is deleted last, but for what is not ours.
+
+    The user may have put notes or a QuPath project beside a result.
+    """
     if not folder.exists():
         new.rename(folder)
         return
@@ -120,6 +125,9 @@ def _replace_folder(new: Path, folder: Path) -> None:
     except OSError:
         old.rename(folder)
         raise
+    for entry in old.iterdir():
+        if not any(fnmatch(entry.name, ours) for ours in _OURS):
+            entry.rename(folder / entry.name)
     shutil.rmtree(old)
 
 

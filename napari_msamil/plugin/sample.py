@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import napari
 import numpy as np
-import platformdirs
 from napari.qt.threading import create_worker
 from napari.utils.notifications import show_error
 
@@ -16,6 +15,7 @@ import napari_msamil
 from napari_msamil.plugin.reader import read_slide
 from napari_msamil.plugin.slides import KEY, PLACEHOLDER, tag
 from napari_msamil.slide.sample import write_sample_slide
+from napari_msamil.slide.store import cache_folder
 
 if TYPE_CHECKING:
     from napari_msamil.plugin.slides import LayerData
@@ -24,9 +24,8 @@ logger = logging.getLogger(__name__)
 
 
 def sample_path() -> Path:
-    """The synthetic slide's file in the user's cache folder, be it there or not."""
-    folder = Path(platformdirs.user_cache_dir("napari-msamil"))
-    return folder / f"synthetic-slide-{napari_msamil.__version__}.tif"
+    """The synthetic slide's file in the cache folder, be it there or not."""
+    return cache_folder() / f"synthetic-slide-{napari_msamil.__version__}.tif"
 
 
 def make_sample() -> list[LayerData]:

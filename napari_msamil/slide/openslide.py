@@ -62,6 +62,7 @@ def open_openslide(path: Path, *, why: str) -> tuple[OpenSlideBackend, FileFacts
         "vendor": found.get("openslide.vendor"),
         "objective_power": found.get("openslide.objective-power"),
         "format": found.get("openslide.vendor"),
+        "quickhash": found.get("openslide.quickhash-1"),  # the same for each file of a slide in several
         "icc_profile": "present" if "openslide.icc-size" in found else None,
         **bounds,
     }

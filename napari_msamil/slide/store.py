@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -114,7 +115,8 @@ class PyramidStore:
                 if level.shape != (height, width, 3) or level.dtype != np.uint8:
                     raise ValueError(f"level {number} is {level.shape}")
                 levels.append(level)
-            os.utime(info)
+            with contextlib.suppress(OSError):  # another user's, which may be read
+                os.utime(info)
         except (OSError, ValueError) as error:
             logger.warning("decoded image %s is unusable (%s) and is made anew", entry, error)
             _remove(entry)
@@ -157,12 +159,16 @@ class PyramidStore:
         return sorted(found)
 
 
-def default_folder() -> Path:
-    """Return the folder of decoded images: MSAMIL_CACHE_DIR, else the user's cache folder."""
+def cache_folder() -> Path:
+    """Return the folder of what can be made again: MSAMIL_CACHE_DIR, else the user's cache folder."""
     import platformdirs
 
-    base = os.environ.get("MSAMIL_CACHE_DIR") or platformdirs.user_cache_dir("napari-msamil", appauthor=False)
-    return Path(base) / "decoded-images"
+    return Path(os.environ.get("MSAMIL_CACHE_DIR") or platformdirs.user_cache_dir("napari-msamil", appauthor=False))
+
+
+def default_folder() -> Path:
+    """Return the folder of decoded images."""
+    return cache_folder() / "decoded-images"
 
 
 def from_environment(name: str, default: float) -> float:

@@ -77,12 +77,15 @@ def test_the_overview_shows_five_panels(prediction: Prediction, tmp_path: Path) 
 
 def test_an_existing_result_is_kept_unless_it_may_be_replaced(prediction: Prediction, tmp_path: Path) -> None:
     folder = write_result(prediction, tmp_path)
-    (folder / "note.txt").write_text("mine")
+    (folder / "qupath").mkdir()
+    (folder / "qupath" / "note.txt").write_text("mine")
+    (folder / "attention_40x.tif").write_text("of a model with other scales")
     with pytest.raises(ResultExistsError, match="is there already"):
         write_result(prediction, tmp_path)
-    assert (folder / "note.txt").exists()
+    assert (folder / "attention_40x.tif").exists()
     write_result(prediction, tmp_path, overwrite=True)
-    assert not (folder / "note.txt").exists()
+    assert not (folder / "attention_40x.tif").exists()
+    assert (folder / "qupath" / "note.txt").read_text() == "mine"
     assert [p.name for p in tmp_path.iterdir()] == ["square"]
 
 

@@ -179,7 +179,7 @@ def test_the_sample_is_made_once_and_opens_as_a_slide(
         path.parent.mkdir()
         shutil.copy(slide_file, path)
 
-    monkeypatch.setattr(sample.platformdirs, "user_cache_dir", lambda name: str(tmp_path / name))
+    monkeypatch.setenv("MSAMIL_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setattr(sample, "write_sample_slide", make)
     for _ in range(2):
         [(levels, keywords, _)] = sample.make_sample()
@@ -201,7 +201,7 @@ def test_the_sample_is_drawn_in_the_background_the_first_time(
         path.parent.mkdir()
         shutil.copy(slide_file, path)
 
-    monkeypatch.setattr(sample.platformdirs, "user_cache_dir", lambda name: str(tmp_path / name))
+    monkeypatch.setenv("MSAMIL_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setattr(sample, "write_sample_slide", make)
     for _ in range(2):  # who believes that nothing happens asks again
         viewer.open_sample("napari-msamil", "synthetic-slide")
@@ -225,7 +225,7 @@ def test_a_sample_that_cannot_be_drawn_says_why(
     def fail(path: Path) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(sample.platformdirs, "user_cache_dir", lambda name: str(tmp_path / name))
+    monkeypatch.setenv("MSAMIL_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setattr(sample, "write_sample_slide", fail)
     monkeypatch.setattr(sample, "show_error", told.append)
     sample.make_sample()

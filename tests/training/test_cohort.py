@@ -10,6 +10,8 @@ from PIL import Image
 
 from napari_msamil.errors import ResultExistsError
 from napari_msamil.slide.sample import write_sample_slide
+from napari_msamil.slide.slide import Slide, open_slide
+from napari_msamil.training import cohort_check
 from napari_msamil.training.cohort import (
     Cohort,
     CohortError,
@@ -155,6 +157,21 @@ def test_a_slide_that_is_there_twice_under_two_names_is_found(table: Callable[..
     rows = [f"s{number}.tif,{label},p{number}" for number, label in enumerate("abb")]
     faults = check_cohort(read_cohort(table(*rows)), folds=1)
     assert faults == ["s2.tif is a copy of s0.tif, byte by byte: keep one of them"]
+
+
+def test_two_files_of_one_slide_are_found(
+    table: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def open_hashed(path: Path, mpp: float | None) -> Slide:
+        slide = open_slide(path, mpp)
+        slide.properties = {"quickhash": "one" if path.stem in ("s0", "s2") else path.stem}
+        return slide
+
+    monkeypatch.setattr(cohort_check, "open_slide", open_hashed)
+    for number in range(3):
+        write_sample_slide(tmp_path / f"s{number}.tif", size_px=512, seed=number)
+    faults = check_cohort(read_cohort(table("s0.tif,a,p0", "s1.tif,b,p1", "s2.tif,b,p2")), folds=1)
+    assert faults == ["s2.tif shows the same slide as s0.tif: keep one of them"]
 
 
 def test_no_patient_is_in_two_parts_and_every_slide_is_tested_once(tmp_path: Path) -> None:

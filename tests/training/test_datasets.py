@@ -5,8 +5,10 @@ import shutil
 import zipfile
 import zlib
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from napari_msamil.cli import app
-from napari_msamil.errors import AnnotationError, ResultExistsError
+from napari_msamil.errors import AnnotationError, ResultExistsError, SlideError
 from napari_msamil.inference.engine import choose_device
 from napari_msamil.slide.slide import open_slide
 from napari_msamil.slide.write import write_slide
@@ -344,6 +346,23 @@ def test_folders_name_the_classes_and_a_pattern_finds_the_patients(tmp_path: Pat
     shutil.rmtree(tree / "benign")
     with pytest.raises(CohortError, match="only slides of class 'malignant'"):
         folders.write(tree, tmp_path / "none")
+
+
+def test_of_the_files_of_a_dicom_slide_the_first_stands_for_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a/s1-level0.dcm", "a/s1-level1.dcm", "a/s2-level0.dcm", "b/s3.dcm"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+
+    def open_slide(path: Path) -> object:  # OpenSlide's hash is of the slide, whichever of its files is opened
+        if path.stem == "s3":
+            raise SlideError("s3.dcm is empty")
+        return nullcontext(SimpleNamespace(properties={"quickhash": path.stem[:2]}))
+
+    monkeypatch.setattr(folders, "open_slide", open_slide)
+    rows = read_cohort(folders.write(tmp_path, tmp_path / "out"), files=False).slides
+    assert [row.path.name for row in rows] == ["s1-level0.dcm", "s2-level0.dcm", "s3.dcm"]
 
 
 # --- EBHI-Seg and drawn slides

@@ -347,9 +347,7 @@ def test_a_stage_does_not_go_on_from_weights_that_were_made_anew_since(
     made_anew = torch.load(fold / "end-to-end.pt", weights_only=True)
     made_anew["best"]["extractor"]["encoder.conv_stem.weight"] += 0.001
     torch.save(made_anew, fold / "end-to-end.pt")
-    with pytest.raises(
-        CheckpointError, match=r"mil\.pt cannot be resumed: it went on from other weights.*Delete"
-    ):
+    with pytest.raises(CheckpointError, match=r"mil\.pt cannot be resumed: it went on from other weights.*Delete"):
         train("mil", cohort, tmp_path / "run", "run_folds=[]")
 
 

@@ -2,7 +2,7 @@
 
 `{folder}/{class}/**/{slide}`, where a file is a slide if its suffix is in `SLIDE_SUFFIXES`. A lesion file beside a
 slide belongs to it: `{stem}.geojson`, `{stem}.xml`, or a mask `{stem}_mask.png`, `.tif`, `.tiff` or `.jpg`; a slide
-without one has an unknown lesion.
+without one has an unknown lesion. Of the files of a DICOM slide the first stands for all.
 
 Such a tree names no patients. Unless a pattern says how to read them from the paths, each slide counts as a patient of
 its own; with several slides per patient figures then come out too good, so give the pattern.
@@ -10,9 +10,12 @@ its own; with several slides per patient figures then come out too good, so give
 
 import logging
 import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from napari_msamil.errors import MsamilError
 from napari_msamil.slide.detect import SLIDE_SUFFIXES
+from napari_msamil.slide.slide import open_slide
 
 from ..cohort import CohortError, CohortSlide
 from .files import refuse_faults, table_path, write_table
@@ -58,7 +61,7 @@ def write(
     except re.error as error:
         raise CohortError(f"The pattern for patients, {patient!r}, is no regular expression ({error}).") from error
     slides, faults = [], []
-    for path in _slides(folder):
+    for path in _once(_slides(folder)):
         below = path.relative_to(folder)
         name = _patient(below, pattern)
         if not name:
@@ -76,6 +79,22 @@ def _slides(folder: Path) -> list[Path]:
         for path in folder.glob("*/**/*")
         if path.is_file() and path.suffix.lower() in SLIDE_SUFFIXES and not path.stem.endswith("_mask")
     )
+
+
+def _once(paths: Iterable[Path]) -> Iterator[Path]:
+    """All but further files of a DICOM slide; one that cannot be opened is left for the check to name."""
+    seen = set()
+    for path in paths:
+        if path.suffix.lower() == ".dcm":
+            try:
+                with open_slide(path) as slide:
+                    quickhash = slide.properties.get("quickhash", path)
+            except MsamilError:
+                quickhash = path
+            if quickhash in seen:
+                continue
+            seen.add(quickhash)
+        yield path
 
 
 def _patient(below: Path, pattern: re.Pattern[str] | None) -> str:
