@@ -140,6 +140,7 @@ def _write_files(prediction: Prediction, folder: Path) -> None:
     about = {
         "slide": prediction.slide_path.name,
         "slide_px": prediction.slide_size,
+        "slide_bytes": prediction.slide_bytes,
         "looked_at": prediction.looked_at,
         "weak": prediction.weak,
         "notice": RESEARCH_USE,

@@ -177,6 +177,11 @@ class Form(QWidget):
             if any(isinstance(layer, napari.layers.Image) for layer in self._viewer.layers):
                 return "No picture here was opened as a slide: press Open …, or drop its file on this panel."
             return "Open a slide to begin."
+        if self.region.value is not None and not closed(self.region.value):
+            return (
+                "Draw the region: click its corners on the slide, double-click to close it. Where clicks do not draw, "
+                f"press Draw … again. Or choose {WHOLE!r} under 3."
+            )
         if self._asks(self.layer) and not self._entered_mpp():
             low, high = MPP_LIMITS
             given = f"{self.mpp.value:g} µm per pixel is outside {low:g} to {high:g}." if self.mpp.value else ""
@@ -185,11 +190,6 @@ class Form(QWidget):
         if self.model.value == FILE and not self.file.value.is_file():
             given = str(self.file.value)
             return "Choose a model file." if given in ("", ".") else f"{given} is no file: choose a model file."
-        if self.region.value is not None and not closed(self.region.value):
-            return (
-                "Draw the region: click its corners on the slide, double-click to close it. Where clicks do not draw, "
-                f"press Draw … again. Or choose {WHOLE!r} under 3."
-            )
         return ""
 
     def request(self) -> Request:
@@ -221,7 +221,10 @@ class Form(QWidget):
         shapes = [layer for layer in drawn if tag(layer).get("role") != TOP]
         here = [layer for layer in shapes if tag(layer).get("slide", self._slide_id) == self._slide_id]
         slide = f"{self.layer.name} | " if self.layer is not None else ""  # cut off, it would be all that is seen
-        return [(layer.name.removeprefix(slide), layer) for layer in here]
+        names = [layer.name.removeprefix(slide) for layer in here]
+        if len({*names}) < len(names):  # of two that are called the same, the box would offer one
+            names = [layer.name for layer in here]
+        return list(zip(names, here, strict=True))
 
     def _offer_regions(self) -> None:
         """Offer the chosen slide's regions; one who comes back to a slide finds the region drawn on it chosen still."""

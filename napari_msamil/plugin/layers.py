@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from napari_msamil.inference.prediction import LESION_RGB, RESEARCH_USE
-from napari_msamil.plugin.compat import overlay, remove
-from napari_msamil.plugin.outlines import fit_outlines, outline_top, top_colours, top_widths
-from napari_msamil.plugin.slides import HEATMAP, KEY, LESION, SAVED, TOP, result_layers, slide_layers, tag
+from napari_msamil.inference.prediction import LESION_RGB
+from napari_msamil.plugin.captions import keep_marked, mark_view
+from napari_msamil.plugin.compat import remove
+from napari_msamil.plugin.outlines import fit_outlines, top_colours, top_widths
+from napari_msamil.plugin.slides import HEATMAP, KEY, LESION, TOP, result_layers, slide_layers, tag
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -34,11 +35,6 @@ HEATMAP_LOOK = {
     "blending": "translucent_no_depth",
 }
 TOP_COUNT = 10
-VALUE_NAMES = {
-    "rank": "attention rank in this {} (0 lowest, 1 highest)",
-    "relative": "attention relative to an average patch (1 = average)",
-    "attention": "saved attention (a patch's share of that of the whole {})",
-}
 
 
 def place(
@@ -246,25 +242,6 @@ def _refill(layer: Any, described: LayerData) -> None:
     layer.scale, layer.translate = keywords["scale"], keywords["translate"]
 
 
-def keep_marked(viewer: napari.viewer.Viewer, added: list[napari.layers.Layer]) -> None:
-    """Let the canvas text follow the eye icons of a result's layers and their removal, for as long as one is left."""
-
-    def follow(event: Any = None) -> None:
-        mark_view(viewer)
-
-    def follow_removal(event: Any) -> None:
-        if event.value in added:
-            added_left.remove(event.value)
-            if not added_left:
-                viewer.layers.events.removed.disconnect(follow_removal)
-            mark_view(viewer)
-
-    added_left = list(added)
-    for layer in added:
-        layer.events.visible.connect(follow)
-    viewer.layers.events.removed.connect(follow_removal)
-
-
 def remove_result(viewer: napari.viewer.Viewer, slide_id: str) -> None:
     """Take the layers of a slide's result away, if there are any."""
     remove(viewer, result_layers(viewer, slide_id))
@@ -296,40 +273,3 @@ def set_values(viewer: napari.viewer.Viewer, slide_id: str, prediction: Predicti
         layer.contrast_limits = heatmap.limits
         layer.metadata[KEY] = {**tag(layer), "values": values}
     mark_view(viewer)
-
-
-def mark_view(viewer: napari.viewer.Viewer) -> None:
-    """Write on the canvas what a visible heatmap shows and that it is for research; clear it where none is shown.
-
-    The outlines of the patches with most attention follow the heatmap too.
-    """
-    outline_top(viewer)
-    sources: dict[Any, list[Any]] = {}  # the results that are seen, and what is seen of each, finest scale first
-    for layer in [a for a in reversed(viewer.layers) if tag(a).get("role") in (LESION, HEATMAP, SAVED) and a.visible]:
-        mark = tag(layer)
-        source = (mark["name"], mark["weak"]) if mark["role"] == SAVED else mark["slide"]
-        sources.setdefault(source, []).append(layer)
-    saved = any(tag(one)["role"] == SAVED for seen in sources.values() for one in seen)
-    named = saved or len(slide_layers(viewer)) > 1
-    text = overlay(viewer, "text")
-    ours = RESEARCH_USE in text.text
-    if sources:
-        lines = [line for seen in reversed(sources.values()) for line in _captions(viewer, seen, named=named)]
-        text.text = "\n".join([*lines, RESEARCH_USE])
-        text.position = "top_left"  # napari's own messages come up at the bottom
-        text.font_size = 9
-        text.box = True
-        text.visible = True
-    elif ours:
-        text.text = ""
-        text.visible = False
-
-
-def _captions(viewer: napari.viewer.Viewer, seen: list[Any], *, named: bool) -> list[str]:
-    """What is said of one result by the layers of it that are seen: of which slide, what is shown, how weak it is."""
-    mark = tag(seen[0])
-    names = {tag(a)["slide"]: a.name for a in slide_layers(viewer)}
-    lines = [mark.get("name") or names.get(mark["slide"], "")] if named else []
-    for one in [tag(layer) for layer in seen if tag(layer)["role"] != LESION]:
-        lines.append(one["empty"] or f"{one['scale']}: {VALUE_NAMES[one['values']].format(one['of'])}")
-    return [*lines, f"Weak evidence: {mark['weak']}"] if mark["weak"] else lines

@@ -14,9 +14,10 @@ from qtpy.QtWidgets import QScrollArea, QVBoxLayout, QWidget
 from napari_msamil.errors import MsamilError
 from napari_msamil.plugin import compat
 from napari_msamil.plugin.background import FOR_RESULTS, FOR_SLIDES, import_ahead
+from napari_msamil.plugin.captions import mark_view
 from napari_msamil.plugin.form import Form
 from napari_msamil.plugin.inputs import leave_the_wheel_to
-from napari_msamil.plugin.layers import mark_view, remove_orphans
+from napari_msamil.plugin.layers import remove_orphans
 from napari_msamil.plugin.opening import Opener
 from napari_msamil.plugin.outlines import fit_outlines
 from napari_msamil.plugin.regions import add_region_layer, draw_on, empty_region
@@ -58,6 +59,7 @@ class MilPanel(QScrollArea):
         self._run_layer: Any = None
         self._progress: Progress | None = None  # of the run
         self._closed = False
+        self._eyed: list[Any] = []  # layers that were shown or hidden a moment ago
         self._asked = ""
         self._outlined_at = compat.camera(viewer).zoom
         self.form = Form(viewer)
@@ -102,6 +104,7 @@ class MilPanel(QScrollArea):
         self.form.open_asked.connect(self.opener.ask)
         self.form.draw_asked.connect(self._draw_region)
         self.form.recalibrated.connect(self.results.outdate)
+        self.form.recalibrated.connect(lambda _: mark_view(self._viewer))
         self.opener.refused.connect(self._on_refused)
         self.opener.preparing_changed.connect(self._update)
         self.run_view.start_asked.connect(self.classify)
@@ -273,13 +276,13 @@ class MilPanel(QScrollArea):
         self.results.refresh()
 
     def _listen(self, layer: Any) -> None:
-        layer.events.name.connect(self._on_renamed)
+        layer.events.name.connect(self._on_layers)
         layer.events.visible.connect(self._on_visible)
         if isinstance(layer, napari.layers.Shapes):
             layer.events.data.connect(self._on_drawn)
 
     def _ignore(self, layer: Any) -> None:
-        layer.events.name.disconnect(self._on_renamed)
+        layer.events.name.disconnect(self._on_layers)
         layer.events.visible.disconnect(self._on_visible)
         layer.events.data.disconnect(self._on_drawn)
 
@@ -290,25 +293,39 @@ class MilPanel(QScrollArea):
             self._outlined_at = zoom
             fit_outlines(self._viewer)
 
-    def _on_renamed(self, event: Any) -> None:
-        mark_view(self._viewer)  # the canvas text names the slide where there are several
-        self._on_layers()
-
     def _on_drawn(self, event: Any) -> None:
         self._update()
 
     def _on_visible(self, event: Any) -> None:
-        self.results.follow_eye(event.source)
-        if tag(event.source).get("role") == SAVED:
+        layer = event.source
+        self.results.follow_eye(layer)
+        if tag(layer).get("role") in (SLIDE, SAVED):
             mark_view(self._viewer)
-        if tag(event.source).get("role") == SLIDE:
-            QTimer.singleShot(0, self._choose_the_only_one_seen)  # not at once: `Stage` shows and hides several
+        if "slide" in tag(layer):
+            self._eyed.append(layer)
+            QTimer.singleShot(0, self._follow_eyes)  # not at once: `Stage` shows and hides several
 
-    def _choose_the_only_one_seen(self) -> None:
-        """Follow the user who went to another slide by the eye icons: panel and picture are of the same one."""
-        seen = [layer for layer in slide_layers(self._viewer) if layer.visible]
-        if not self._closed and len(seen) == 1 and seen[0] != self.form.layer:
-            self.form.choose(seen[0])
+    def _follow_eyes(self) -> None:
+        """Follow the user who went to another slide by the eye icons: panel and picture are of the same one.
+
+        A slide comes too when what lies on it is shown, which must not be seen on another one's tissue.
+        """
+        eyed, self._eyed = self._eyed, []
+        for layer in eyed if not self._closed else ():
+            goes_to = self._meant_by_eye(layer)
+            if goes_to is not None and goes_to != self.form.layer:
+                self.form.choose(goes_to)
+
+    def _meant_by_eye(self, layer: napari.layers.Layer) -> napari.layers.Image | None:
+        """The slide that is looked at now that a layer was shown or hidden, if that says so."""
+        slides = slide_layers(self._viewer)
+        seen = [slide for slide in slides if slide.visible]
+        if tag(layer).get("role") == SLIDE:
+            return seen[0] if len(seen) == 1 else None
+        if not (seen and layer.visible and layer in self._viewer.layers):
+            return None
+        mine = (slide for slide in slides if tag(slide)["slide"] == tag(layer).get("slide"))
+        return next((slide for slide in mine if not slide.visible), None)
 
     def _on_inserted(self, event: Any) -> None:
         self._listen(event.value)
@@ -323,8 +340,6 @@ class MilPanel(QScrollArea):
         if stopped:
             self._run.stop()  # type: ignore[union-attr]
             self._end_run()
-        if tag(layer).get("role") == SAVED:
-            mark_view(self._viewer)
         if tag(layer).get("role") == SLIDE:
             self.results.forget(layer)
             # Not at once: whoever removes several layers counts on the rest of the list.
@@ -342,6 +357,7 @@ class MilPanel(QScrollArea):
     def _on_layers(self, event: Any = None) -> None:
         self.form.refresh()
         self._update()
+        mark_view(self._viewer)
 
     def shut_down(self) -> None:
         """Stop what runs and let go of the viewer; the panel is of no use afterwards."""

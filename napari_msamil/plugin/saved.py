@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from napari.layers import Image
 from napari.utils.notifications import show_warning
 
 from napari_msamil.inference.heatmap import read_heatmap
-from napari_msamil.plugin.layers import HEATMAP_LOOK, keep_marked, mark_view, place
-from napari_msamil.plugin.slides import KEY, SAVED, SEEN, slide_layers, slide_of, slides_among, tag
+from napari_msamil.plugin.captions import keep_marked, mark_view
+from napari_msamil.plugin.layers import HEATMAP_LOOK, place
+from napari_msamil.plugin.slides import KEY, SAVED, SEEN, SLIDE, slide_layers, slide_of, slides_among, tag
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -25,7 +27,7 @@ def from_file(path: str | Path, viewer: napari.viewer.Viewer | None) -> LayerDat
     """Describe the layer of a heatmap that was saved with a result; None for any other file.
 
     Where its slide is in the viewer, it lies on that, goes along with it and is hidden with it. Otherwise it lies
-    where the slide would, in µm, and is hidden where there are other slides, on whose tissue it would be seen.
+    where the slide would, in µm, and is hidden where there are other pictures, on whose tissue it would be seen.
     """
     found = read_heatmap(path)
     if found is None:
@@ -54,7 +56,7 @@ def from_file(path: str | Path, viewer: napari.viewer.Viewer | None) -> LayerDat
     if slide is None:
         keywords |= {"scale": cell, "translate": cell / downsample * (origin + (downsample - 1) / 2)}
         keywords |= {"units": slides[0].units if slides else ("um", "um"), "axis_labels": ("y", "x")}
-        keywords["visible"] = not slides
+        keywords["visible"] = viewer is None or not any(map(_is_a_picture, viewer.layers))
     else:
         keywords |= place(slide, where["downsample"], where["origin_level0_px"])
         mark |= {"slide": tag(slide)["slide"], SEEN: True}
@@ -63,9 +65,18 @@ def from_file(path: str | Path, viewer: napari.viewer.Viewer | None) -> LayerDat
 
 
 def _made_of(where: Mapping[str, Any], slide: napari.layers.Image) -> bool:
-    """Whether a slide is the one that a heatmap was made of, by the file's name and size."""
+    """Whether a slide is the one that a heatmap was made of, by the file's name and sizes."""
     file = slide_of(slide)
-    return (where.get("slide"), where.get("slide_px")) == (file.path.name, [file.width, file.height])
+    if (where.get("slide"), where.get("slide_px")) != (file.path.name, [file.width, file.height]):
+        return False
+    try:
+        return where.get("slide_bytes") in (None, file.path.stat().st_size)  # earlier results do not tell
+    except OSError:
+        return False
+
+
+def _is_a_picture(layer: Any) -> bool:
+    return isinstance(layer, Image) and tag(layer).get("role") != SAVED
 
 
 def lay_on(slide: napari.layers.Image, heatmap: napari.layers.Image) -> bool:
@@ -88,8 +99,10 @@ def lay_on(slide: napari.layers.Image, heatmap: napari.layers.Image) -> bool:
 
 def _say_hidden(heatmap: napari.layers.Layer) -> None:
     of = tag(heatmap)["where"].get("slide") or "another slide"
-    how = "hidden" if "slide" in tag(heatmap) else "not open"
-    show_warning(f"{heatmap.name} is of {of}, which is {how}: it is hidden too, so that it lies on no other slide.")
+    how = "hidden: it is hidden too"
+    if "slide" not in tag(heatmap):
+        how = 'not open as a slide ("Open …" in the panel opens it so): it is hidden'
+    show_warning(f"{heatmap.name} is of {of}, which is {how}, so that it lies on no other tissue.")
 
 
 def loose(layers: Sequence[Any]) -> list[Any]:
@@ -104,9 +117,18 @@ def mark_when_added(viewer: napari.viewer.Viewer, described: LayerData) -> None:
     def mark(event: Any) -> None:
         if tag(event.value).get("path") == described[1]["metadata"][KEY]["path"]:
             viewer.layers.events.inserted.disconnect(mark)
+            viewer.layers.events.inserted.connect(give_way)  # once, however often it is asked for
             keep_marked(viewer, [event.value])
             mark_view(viewer)
             if not event.value.visible:
                 _say_hidden(event.value)
 
     viewer.layers.events.inserted.connect(mark, position="last")
+
+
+def give_way(event: Any) -> None:
+    """Callback for `layers.events.inserted`: hide the saved heatmaps that would lie on a picture that is no slide."""
+    if _is_a_picture(event.value) and tag(event.value).get("role") != SLIDE:
+        for heatmap in [layer for layer in loose(event.source) if layer.visible]:
+            heatmap.visible = False
+            _say_hidden(heatmap)

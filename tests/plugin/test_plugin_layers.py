@@ -365,7 +365,7 @@ def test_the_canvas_text_speaks_of_each_result_that_is_seen(
     assert described is not None
     saved.mark_when_added(viewer, described)
     opened = viewer.add_layer(Layer.create(*described))
-    assert "is of other.svs, which is not open: it is hidden too" in notification_manager.records[-1].message
+    assert "is of other.svs, which is not open as a slide" in notification_manager.records[-1].message
     assert not opened.visible
     opened.visible = True
     name = prediction.table.scales[0].name

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from napari.layers._layer_actions import _duplicate_layer
 from napari.utils.notifications import notification_manager
 from qtpy.QtCore import QLocale, QMimeData, QPoint, QPointF, Qt, QUrl
 from qtpy.QtGui import QDropEvent, QWheelEvent
@@ -255,89 +254,6 @@ def test_a_slide_that_cannot_be_read_at_all_offers_nothing_to_leave_out(
     assert not panel.run_view.offers_leave_out
 
 
-def test_a_saved_heatmap_is_opened_beside_its_slide(
-    panel: Any, viewer: Any, slide_file: Path, make_slide: Any, qtbot: Any, tmp_path: Path
-) -> None:
-    slide = panel.open_slide(slide_file)
-    run(panel, qtbot)
-    panel.results.save(tmp_path / "out")
-    saved = tmp_path / "out" / "square" / "attention_10x.tif"
-    qtbot.waitUntil(saved.is_file, timeout=SECONDS)
-    qtbot.waitUntil(lambda: panel.result_view.save.enabled, timeout=SECONDS)
-    panel.open_slide(saved)
-    assert layer_names(viewer)[-1] == "square | saved attention 10x"
-    assert panel.form.layer == slide
-    assert np.allclose(viewer.layers[-1].extent.world, viewer.layers["square | attention 10x"].extent.world)
-    while len(viewer.layers) > 2:
-        viewer.layers.remove(viewer.layers[1])
-    text = compat.overlay(viewer, "text")
-    for shown in (True, False, True):
-        viewer.layers[-1].visible = shown
-        assert (RESEARCH_USE in text.text and "10x: saved attention" in text.text and text.visible) == shown
-    other = panel.open_slide(make_slide("other.tif"))
-    assert not viewer.layers[1].visible, "it goes with its slide"
-    assert RESEARCH_USE not in text.text
-    panel.form.choose(slide)
-    assert viewer.layers[1].visible
-    viewer.layers.remove(other)
-    viewer.layers.remove(viewer.layers[1])
-    assert RESEARCH_USE not in text.text
-    [opened] = viewer.open(saved, plugin="napari-msamil")  # without the panel's help
-    assert opened.name == "square | saved attention 10x"
-    assert RESEARCH_USE in text.text
-    opened.affine = np.array([[0, 1, 5], [-1, 0, 6], [0, 0, 1]])
-    assert np.array_equal(opened.affine.affine_matrix, slide.affine.affine_matrix), "it cannot be moved off its slide"
-
-
-def test_a_saved_heatmap_lies_on_no_slide_but_its_own_whichever_comes_first(
-    panel: Any, viewer: Any, slide_file: Path, bare_file: Path, make_slide: Any, qtbot: Any, tmp_path: Path
-) -> None:
-    panel.open_slide(slide_file)
-    run(panel, qtbot)
-    panel.results.save(tmp_path / "out")
-    qtbot.waitUntil(lambda: panel.result_view.save.enabled, timeout=SECONDS)
-    place = viewer.layers["square | attention 10x"].extent.world
-    viewer.layers.remove(panel.form.layer)
-    qtbot.waitUntil(lambda: len(viewer.layers) == 0, timeout=SECONDS)
-    [heatmap] = viewer.open(tmp_path / "out" / "square" / "attention_10x.tif", plugin="napari-msamil")
-    assert heatmap.visible, "there is no slide that it could be taken to be of"
-    hidden = "attention 10x is of square.tif, which is not open: it is hidden too"
-    text = compat.overlay(viewer, "text")
-    said = len(notification_manager.records)
-    bare = panel.open_slide(bare_file)
-    assert not heatmap.visible
-    assert RESEARCH_USE not in text.text
-    assert [hidden in record.message for record in notification_manager.records[said:]] == [True]
-    assert [str(unit) for unit in viewer.layers.extent.units] == ["pixel", "pixel"], "the scale bar is the slide's"
-    slide = panel.open_slide(slide_file)
-    qtbot.waitUntil(lambda: list(viewer.layers) == [bare, slide, heatmap], timeout=SECONDS)
-    assert heatmap.visible
-    assert heatmap.extent.world == pytest.approx(place)
-    assert RESEARCH_USE in text.text
-    panel.form.choose(bare)
-    assert not heatmap.visible, "it is hidden with its slide"
-    [second] = viewer.open(tmp_path / "out" / "square" / "attention_5x.tif", plugin="napari-msamil")
-    assert not second.visible, "its slide is not seen"
-    assert "is of square.tif, which is hidden: it is hidden too" in notification_manager.records[-1].message
-    panel.form.choose(slide)
-    assert second.visible
-    assert "5x: saved attention" in text.text
-    viewer.layers.selection.active = second
-    before = list(viewer.layers)
-    _duplicate_layer(viewer.layers)
-    [copy] = [layer for layer in viewer.layers if layer not in before]
-    for layer in (heatmap, second, copy):
-        layer.visible = False
-    assert RESEARCH_USE not in text.text
-    panel.form.choose(bare)
-    said += 1
-    viewer.layers.remove(slide)
-    qtbot.waitUntil(lambda: list(viewer.layers) == [bare], timeout=SECONDS)
-    [again] = viewer.open(tmp_path / "out" / "square" / "attention_10x.tif", plugin="napari-msamil")
-    assert [hidden in record.message for record in notification_manager.records[said + 1 :]] == [True]
-    assert not again.visible
-
-
 def test_larger_letters_cut_nothing_off_and_leave_the_answer_the_largest(make_napari_viewer: Any, qtbot: Any) -> None:
     viewer = make_napari_viewer(show=True)  # of a hidden window Qt asks for no other layout
     panel = MilPanel(viewer)
@@ -511,6 +427,34 @@ def test_the_panel_follows_who_goes_to_another_slide_by_the_eye_icons(
     assert two.visible
 
 
+def test_a_slide_comes_with_what_is_shown_of_it_by_the_eye_icons(
+    panel: Any, viewer: Any, pair: tuple[Any, Any], qtbot: Any
+) -> None:
+    one, two = pair
+    viewer.layers["first | attention 10x"].visible = True
+    qtbot.waitUntil(lambda: panel.form.layer == one, timeout=SECONDS)
+    assert (one.visible, two.visible) == (True, False), "evidence lies on no other slide's tissue"
+    one.visible = False
+    viewer.layers["first | lesion"].visible = False
+    viewer.layers["first | lesion"].visible = True
+    qtbot.wait(20)
+    assert not one.visible, "who hides the slide may look at the evidence alone"
+
+
+def test_a_slide_that_is_not_to_scale_is_named_beside_one_that_is(
+    panel: Any, viewer: Any, slide_file: Path, bare_file: Path, qtbot: Any
+) -> None:
+    said = "bare: pixel size not known, not to scale"
+    bare = panel.open_slide(bare_file)
+    panel.open_slide(slide_file)
+    text = compat.overlay(viewer, "text")
+    assert said not in text.text
+    bare.visible = True
+    qtbot.waitUntil(lambda: said in text.text and text.visible, timeout=SECONDS)
+    panel.form.choose(bare)
+    assert said not in text.text
+
+
 def test_a_panel_opened_late_takes_the_slide_that_is_looked_at(
     panel: Any, viewer: Any, pair: tuple[Any, Any], qtbot: Any
 ) -> None:
@@ -637,6 +581,10 @@ def test_a_slide_is_offered_its_own_regions_and_unmarked_shapes(
     assert set(panel.form.region.choices) == {None, own, mine}
     own.name = "tumour"
     assert panel.form.region.native.currentText() == "tumour"
+    own.name = "square | mine"
+    assert panel.form.region.value == own
+    offered = [panel.form.region.native.itemText(i) for i in range(panel.form.region.native.count())]
+    assert offered == ["Whole slide", "mine", "square | mine"], "both, though the slide's name would be cut off"
     panel.form.region.value = mine
     viewer.layers.remove("second")
     assert panel.form.region.value == mine, "the slide is the same"

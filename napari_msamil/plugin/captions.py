@@ -1,0 +1,91 @@
+"""What is written on the canvas: which result is seen, what its colours stand for, that it is for research."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from napari_msamil.inference.prediction import RESEARCH_USE
+from napari_msamil.plugin.compat import overlay
+from napari_msamil.plugin.outlines import outline_top
+from napari_msamil.plugin.slides import HEATMAP, LESION, SAVED, mpp_of, slide_layers, tag
+
+if TYPE_CHECKING:
+    import napari.layers
+    import napari.viewer
+
+_NOT_TO_SCALE = "pixel size not known, not to scale"
+VALUE_NAMES = {
+    "rank": "attention rank in this {} (0 lowest, 1 highest)",
+    "relative": "attention relative to an average patch (1 = average)",
+    "attention": "saved attention (a patch's share of that of the whole {})",
+}
+
+
+def keep_marked(viewer: napari.viewer.Viewer, added: list[napari.layers.Layer]) -> None:
+    """Let the canvas text follow the eye icons of a result's layers and their removal, for as long as one is left."""
+
+    def follow(event: Any = None) -> None:
+        mark_view(viewer)
+
+    def follow_removal(event: Any) -> None:
+        if event.value in added:
+            added_left.remove(event.value)
+            if not added_left:
+                viewer.layers.events.removed.disconnect(follow_removal)
+            mark_view(viewer)
+
+    added_left = list(added)
+    for layer in added:
+        layer.events.visible.connect(follow)
+    viewer.layers.events.removed.connect(follow_removal)
+
+
+def mark_view(viewer: napari.viewer.Viewer) -> None:
+    """Write on the canvas what a visible heatmap shows and that it is for research; clear it where none is shown.
+
+    A slide without pixel size is named where it is seen beside one that has one: the scale bar is none of its.
+    The outlines of the patches with most attention follow the heatmap too.
+    """
+    outline_top(viewer)
+    sources: dict[Any, list[Any]] = {}  # the results that are seen, and what is seen of each, finest scale first
+    for layer in [a for a in reversed(viewer.layers) if tag(a).get("role") in (LESION, HEATMAP, SAVED) and a.visible]:
+        mark = tag(layer)
+        source = (mark["name"], mark["weak"]) if mark["role"] == SAVED else mark["slide"]
+        sources.setdefault(source, []).append(layer)
+    saved = any(tag(one)["role"] == SAVED for seen in sources.values() for one in seen)
+    named = saved or len(slide_layers(viewer)) > 1
+    lines = [line for seen in reversed(sources.values()) for line in _captions(viewer, seen, named=named)]
+    lines = [*_not_to_scale(viewer), *lines, *([RESEARCH_USE] if sources else [])]
+    text = overlay(viewer, "text")
+    if lines:
+        text.text = "\n".join(lines)
+        text.position = "top_left"  # napari's own messages come up at the bottom
+        text.font_size = 9
+        text.box = True
+        text.visible = True
+    elif RESEARCH_USE in text.text or _NOT_TO_SCALE in text.text:
+        text.text = ""
+        text.visible = False
+
+
+def _not_to_scale(viewer: napari.viewer.Viewer) -> list[str]:
+    seen = [slide for slide in slide_layers(viewer) if slide.visible]
+    without = [slide for slide in seen if mpp_of(slide) is None]
+    return [f"{slide.name}: {_NOT_TO_SCALE}" for slide in without] if len(without) < len(seen) else []
+
+
+def _captions(viewer: napari.viewer.Viewer, seen: list[Any], *, named: bool) -> list[str]:
+    """What is said of one result by the layers of it that are seen: of which slide, what is shown, how weak it is."""
+    mark = tag(seen[0])
+    slide = next((a for a in slide_layers(viewer) if tag(a)["slide"] == mark.get("slide")), None)
+    lines = [mark.get("name") or ("" if slide is None else slide.name)] if named else []
+    now = None if slide is None else mpp_of(slide)
+    if mark["role"] == SAVED and now is not None:
+        then = [float(um / px) for um, px in zip(mark["where"]["mpp"], mark["where"]["downsample"], strict=True)]
+        if not np.allclose(then, now, rtol=0.005, atol=0):
+            lines.append(f"made with {then[0]:.4g} µm per pixel, not with the {now[0]:.4g} of now")
+    for one in [tag(layer) for layer in seen if tag(layer)["role"] != LESION]:
+        lines.append(one["empty"] or f"{one['scale']}: {VALUE_NAMES[one['values']].format(one['of'])}")
+    return [*lines, f"Weak evidence: {mark['weak']}"] if mark["weak"] else lines
