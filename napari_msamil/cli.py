@@ -186,6 +186,9 @@ def classify(
             failed.append((slide, str(error)))
         except BrokenPipeError:
             raise
+        except KeyboardInterrupt:
+            print(f"msamil: stopped at {slide}.", file=sys.stderr)
+            raise
         except Exception as error:  # one bad slide stops nothing; the traceback goes to the log, the reason to the list
             logging.getLogger(__name__).exception("%s failed", slide)
             failed.append((slide, f"unexpected {type(error).__name__}: {error}"))

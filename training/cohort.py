@@ -323,6 +323,8 @@ def _table_faults(slides: Sequence[CohortSlide]) -> Iterator[str]:
     names = {name for slide in slides for name in slide.classes}
     for spelt in _alike(names):
         yield f"classes {' and '.join(map(repr, spelt))} differ by capitals only: write them alike"
+    for spelt in _alike({slide.patient for slide in slides}):
+        yield f"patients {' and '.join(map(repr, spelt))} differ by capitals only: write them alike, or apart"
     if slides and not names:
         yield "no slide has a class: there is nothing to learn"
     if slides and not isinstance(slides[0].label, str):

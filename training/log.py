@@ -1,6 +1,7 @@
 """What a stage writes down while it runs: JSON lines and CSV always, TensorBoard where asked for."""
 
 import csv
+import io
 import json
 import logging
 import time
@@ -11,6 +12,7 @@ from typing import Any, Self, TypeVar
 from tqdm import tqdm
 
 from napari_msamil.errors import MsamilError
+from napari_msamil.files import write_atomically
 
 COLUMNS = ("stage", "step", "steps", "loss", "score", "best_score", "best_step", "gradient", "rate", "seconds")
 TELL_SECONDS = 30.0
@@ -67,11 +69,13 @@ class Log:
                     self._writer.add_scalar(f"{self._stage}/{name}", line[name], line["step"])
 
     def _rewrite(self) -> None:
-        self._jsonl.write_text("".join(json.dumps(line) + "\n" for line in self._lines), encoding="utf-8")
-        with self._csv.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, COLUMNS)
-            writer.writeheader()
-            writer.writerows(self._lines)
+        lines = "".join(json.dumps(line) + "\n" for line in self._lines)
+        table = io.StringIO(newline="")
+        writer = csv.DictWriter(table, COLUMNS)
+        writer.writeheader()
+        writer.writerows(self._lines)
+        write_atomically(self._jsonl, lambda file: file.write(lines.encode()))
+        write_atomically(self._csv, lambda file: file.write(table.getvalue().encode()))
 
 
 def progress(items: Sequence[Item], what: str, unit: str, *, tell: bool = True) -> Iterator[Item]:

@@ -42,6 +42,7 @@ from .log import summary_writer
 
 CONFIG, COHORT, VERSIONS, SPLITS = "config.toml", TABLE, "versions.json", "splits.csv"
 FEATURES, COMMANDS = "features.json", "commands.txt"
+_LOCK = ".run.lock"
 _log = logging.getLogger(__name__)
 
 
@@ -174,14 +175,25 @@ def begin(config: Config, cohort: Cohort, folder: Path, *, command: str) -> Run:
         refuse_untrainable_segmenters(cohort, run.parts())
     _look_at_reused(run)
     if rank() == 0:  # the others would see a folder that is half written
+        _look_at_folder(run)
         _enter(run)
-        _write(folder / COMMANDS, "\n".join(run.commands()))
     wait_for_all()
     return run
 
 
 def _enter(run: Run) -> None:
-    """Make sure that the run may go on in its folder, or make the folder."""
+    """Write what the run is, or make sure that it is the one that another command began meanwhile or before."""
+    run.folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(run.folder / _LOCK):
+        if (run.folder / CONFIG).exists():
+            _refuse_changes(run)
+        else:
+            _write_facts(run)
+        _write(run.folder / COMMANDS, "\n".join(run.commands()))
+
+
+def _look_at_folder(run: Run) -> None:
+    """Raise if the run can neither go on in its folder nor begin there; the slides of one that begins are opened."""
     folder, config, cohort = run.folder, run.config, run.cohort
     if (folder / CONFIG).exists():
         _refuse_changes(run)
@@ -190,12 +202,11 @@ def _enter(run: Run) -> None:
     if not above.is_dir() or not os.access(above, os.W_OK):
         what = "cannot be written to" if above.is_dir() else "is a file"
         raise RunError(f"{folder} cannot be made a run's folder, since {above} {what}: choose another --out.")
-    if folder.exists() and any(folder.iterdir()):
+    if folder.exists() and {file.name for file in folder.iterdir()} - {_LOCK}:
         raise RunError(f"{folder} is not empty and holds no run: choose another --out.")
     files = not (run.features or config.machine.skip_bad_slides)
     refuse_untrainable(cohort, folds=config.folds, files=files, finest_mpp=run.card.scales_mpp[0])
     run.parts()  # raises before anything is written
-    _write_facts(run)
 
 
 def _without_segmenter(card: Card) -> Card:

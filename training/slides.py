@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import os
+import threading
 import zipfile
 import zlib
 from collections import OrderedDict
@@ -38,6 +39,7 @@ from .log import progress
 Value = TypeVar("Value")
 _OPEN_SLIDES, _TABLES = 8, 256  # kept at a time in each process; a slide keeps decoded tiles
 _READ_BATCH = 16  # patches at a time, by each thread that only looks whether they can be read
+_KEEPING = threading.Lock()  # the thread that reads ahead and the one that learns ask at once
 _log = logging.getLogger(__name__)
 
 
@@ -280,11 +282,15 @@ def identity(path: Path) -> list[Any]:
 
 def _kept(store: OrderedDict[int, Value], key: int, make: Callable[[], Value], limit: int) -> Value:
     """The value of a key, made if it is not there; the longest unused one beyond the limit goes."""
-    value = store[key] if key in store else make()
-    store[key] = value
-    store.move_to_end(key)
-    if len(store) > limit:
-        store.popitem(last=False)
+    with _KEEPING:
+        value = store.get(key)
+    if value is None:
+        value = make()
+    with _KEEPING:
+        store[key] = value
+        store.move_to_end(key)
+        if len(store) > limit:
+            store.popitem(last=False)
     return value
 
 

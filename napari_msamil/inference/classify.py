@@ -145,7 +145,7 @@ def classify_steps(request: Request) -> Generator[Progress, None, Prediction]:
         table = candidate_table(size, slide.mpp, card, tissue=tissue, lesion=lesion, region=region)
         selection = choose_patches(table, card)
         if selection.rows.size == 0:
-            raise MsamilError(f"{slide.name}: {_nothing(request, table, selection)}")
+            raise MsamilError(f"{slide.name}: {_nothing(request, card, table, selection)}")
         table = table.take(selection.rows)
         clock.lap("patches")
 
@@ -224,12 +224,13 @@ def open_model(model: str | Path | Model, *, aggregator_alone: bool = False) -> 
     return load_model(demo_model_path() if str(model) == "demo" else Path(model), aggregator_alone=aggregator_alone)
 
 
-def _nothing(request: Request, table: PatchTable, selection: Selection) -> str:
+def _nothing(request: Request, card: Card, table: PatchTable, selection: Selection) -> str:
     """Why there is no patch to look at, and what helps."""
     smallest = table.scales[0].patch_px * table.scales[0].mpp
     if request.region is None:
         width, height = (side * mpp for side, mpp in zip(table.slide_size, table.slide_mpp, strict=True))
-        if min(width, height) < smallest:
+        most = min(width / smallest, 1) * min(height / smallest, 1)  # of a patch, were all of the slide tissue
+        if most < card.thresholds.tissue_fraction:
             return (
                 f"the slide is too small to classify: it measures {width:.0f} x {height:.0f} µm, the smallest patches "
                 f"{smallest:.0f} µm. Check its µm per pixel."

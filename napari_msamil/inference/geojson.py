@@ -129,23 +129,53 @@ def polygon_mask(
     return mask
 
 
+def _corners(ring: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Of a closed ring along pixel borders the points where it turns, each once."""
+    moved = (np.diff(ring, axis=0) != 0).any(axis=1)
+    ring = ring[:-1][moved]
+    before, after = ring - np.roll(ring, 1, axis=0), np.roll(ring, -1, axis=0) - ring
+    turns: NDArray[np.bool_] = ((before != 0) != (after != 0)).any(axis=1)
+    return np.asarray(ring[turns])
+
+
+def _loops(ring: NDArray[np.float64]) -> list[NDArray[np.float64]]:
+    """A ring that touches itself at corners, as simple ones: readers of GeoJSON refuse or mend others."""
+    loops: list[NDArray[np.float64]] = []
+    path: list[tuple[float, ...]] = []
+    place: dict[tuple[float, ...], int] = {}
+    for point in map(tuple, ring.tolist()):
+        if point in place:
+            start = place[point]
+            loops.append(np.array(path[start:]))
+            for left in path[start + 1 :]:
+                del place[left]
+            del path[start + 1 :]
+        else:
+            place[point] = len(path)
+            path.append(point)
+    return [*loops, np.array(path)]
+
+
 def mask_feature_collection(
     mask: NDArray[np.uint8], slide_size: tuple[int, int], *, label: str, rgb: tuple[int, int, int]
 ) -> dict[str, Any]:
     """Outline a mask (h, w) of 0 and 1, stretched over the slide, as annotations that QuPath opens.
 
-    Outlines run along the borders of mask pixels through contourpy, with holes, in level-0 px (x, y).
+    Outlines run along the borders of mask pixels, with holes, in level-0 px (x, y): their area is the mask's.
     """
     from contourpy import FillType, contour_generator
 
     height, width = mask.shape
     factor = np.array([slide_size[0] / width, slide_size[1] / height])
-    padded = np.pad(mask.astype(np.float64), 1)
-    filled: Any = contour_generator(z=padded, fill_type=FillType.OuterOffset).filled(0.5, 2.0)
+    # Each pixel is given by its borders, so that the way from one to the next has no length: no corner is cut.
+    z = np.pad(mask.astype(np.float64), 1).repeat(2, axis=0).repeat(2, axis=1)
+    x, y = (np.arange(-1, length + 2).repeat(2)[1:-1] for length in (width, height))
+    filled: Any = contour_generator(x, y, z, fill_type=FillType.OuterOffset).filled(0.5, 2.0)
     features = []
-    for ring_points, ring_offsets in zip(*filled, strict=True):
-        xy = np.clip((ring_points - 0.5) * factor, 0, slide_size)
-        rings = [np.round(xy[a:b], 2).tolist() for a, b in pairwise(ring_offsets)]
+    for points, offsets in zip(*filled, strict=True):
+        loops = [loop for a, b in pairwise(offsets) for loop in _loops(_corners(points[a:b]))]
+        loops.sort(key=lambda loop: -float(np.ptp(loop, axis=0).prod()))  # the outline comes first, then its holes
+        rings = [np.round(_closed(loop) * factor, 2).tolist() for loop in loops]
         features.append({
             "type": "Feature",
             "geometry": {"type": "Polygon", "coordinates": rings},

@@ -205,6 +205,8 @@ class Card(Frozen):
                 f"the extractor gives {self.extractor.out_dim} numbers per patch, the aggregator takes "
                 f"{self.aggregator.dim}: make extractor.out_dim and aggregator.dim equal"
             )
+        if self.overlap and getattr(self.aggregator, "order", "") == "quadtree_post":
+            raise ValueError("the order quadtree_post needs patches side by side: set overlap to 0, or another order")
         if isinstance(self.temperature, tuple) and len(self.temperature) != len(self.classes):
             raise ValueError(
                 f"{len(self.temperature)} temperatures for {len(self.classes)} classes: give one, or one each"

@@ -267,8 +267,8 @@ def test_a_slide_of_glass_says_that_there_is_nothing_to_classify(tmp_path: Path,
     tifffile.imwrite(path, np.full((512, 512, 3), 243, np.uint8), tile=(256, 256), photometric="rgb")
     with pytest.raises(MsamilError, match=r"glass\.tif.*nothing to classify\. Check that it shows tissue"):
         classify(path, model_file, mpp=1.0)
-    with pytest.raises(MsamilError, match=r"glass\.tif: the slide is too small.* 51 x 51 µm, the smallest patches 64"):
-        classify(path, model_file, mpp=0.1)
+    with pytest.raises(MsamilError, match=r"glass\.tif: the slide is too small.* 41 x 41 µm, the smallest patches 64"):
+        classify(path, model_file, mpp=0.08)
 
 
 def _break_some_patches(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -82,6 +82,7 @@ def test_every_fault_is_named_in_one_message(table: Callable[..., Path]) -> None
         (HEADER + ",fold", "s0.tif,a,p,one", "fold is 'one'"),
         (HEADER + ",lesion", "s0.tif,a,p,s1.docx", "there is no lesion file"),
         (HEADER, "s0.tif,Polyp,p\ns1.tif,polyp,q", "classes 'Polyp' and 'polyp' differ by capitals only"),
+        (HEADER, "s0.tif,a,P1\ns1.tif,b,p1", "patients 'P1' and 'p1' differ by capitals only"),
         (HEADER.replace(",", ";"), "s0.tif;a;p", "separated by semicolons: save it with commas"),
         (HEADER.replace(",", "\t"), "s0.tif\ta\tp", "separated by tabs"),
     ],

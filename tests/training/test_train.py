@@ -21,9 +21,10 @@ import torch
 from napari_msamil import classify, load_model
 from napari_msamil.errors import MsamilError
 from napari_msamil.slide.slide import Slide
-from napari_msamil.training import command, evaluate
+from napari_msamil.training import command, evaluate, run
 from napari_msamil.training.cohort import CohortError, read_cohort
 from napari_msamil.training.command import run_training
+from napari_msamil.training.config import read_config
 from napari_msamil.training.datasets import synthetic
 from napari_msamil.training.loop import CheckpointError, StoppedError
 from napari_msamil.training.run import RunError
@@ -453,6 +454,25 @@ def test_a_damaged_file_of_a_run_is_named_with_what_to_do(finished: Path, cohort
         thumbnail.write_bytes(damaged)
         with pytest.raises(CohortError, match=r"00000\.npz is damaged: delete it and give the same command again"):
             train("segment", cohort, run, "run_folds=[]")
+
+
+def test_a_folder_that_another_command_took_while_slides_were_looked_at_is_refused(
+    cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def begin(seed: int) -> None:
+        settings = [*SETTINGS, f"seed={seed}"]
+        run.begin(read_config("tiny", settings), read_cohort(cohort), tmp_path / "run", command=f"seed {seed}")
+
+    def look(*given: Any, files: bool, whole: Any = run.refuse_untrainable, **more: Any) -> None:
+        whole(*given, files=files, **more)
+        if files:
+            monkeypatch.undo()
+            begin(2)
+
+    monkeypatch.setattr(run, "refuse_untrainable", look)
+    with pytest.raises(RunError, match="seed was 2 and is now 1"):
+        begin(1)
+    assert (tmp_path / "run" / "commands.txt").read_text() == "seed 2\n"
 
 
 def test_all_commands_that_worked_on_a_run_stand_in_its_report(cohort: Path, tmp_path: Path) -> None:
