@@ -6,6 +6,7 @@ The defaults below are those of MsaMIL-Net where the paper states them and ours 
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
+from datetime import date, time
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
@@ -335,6 +336,8 @@ def _put(content: dict[str, Any], setting: str) -> None:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         value = text.strip()  # a bare word is a text: quotation marks rarely survive a shell
+    if isinstance(value, date | time):
+        value = text.strip()  # no setting is one, but a folder may be called by its day
     *tables, last = key.strip().split(".")
     for name in tables:
         content = content.setdefault(name, {})

@@ -4,6 +4,8 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -88,6 +90,7 @@ def extract_bags(
     def provenance(row: int) -> dict[str, Any]:
         return {
             "program": __version__,
+            "readers": _readers(),
             "model": made_by,
             "slide": identity(slides[row].path),
             "mpp": slides[row].mpp,
@@ -151,6 +154,15 @@ def bag_of_slide(
         name = one.path.name
         raise type(error)(str(error) if name in str(error) else f"{name}: {error}") from error
     return make_bag(features, table), {"fallback": fallback, "reader": slide.backend}
+
+
+def _readers() -> dict[str, str]:
+    """Versions of what reads slides: the bag of another one is made again, so that no two are mixed."""
+    found = {}
+    for name in ("tiffslide", "openslide-python"):
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def _is_made_from(file: Path, provenance: dict[str, Any]) -> bool:

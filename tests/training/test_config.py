@@ -86,6 +86,10 @@ def test_a_file_that_is_no_preset_is_refused(tmp_path: Path) -> None:
         read_config(str(tmp_path / "b.toml"))
 
 
+def test_a_folder_may_be_called_by_its_day() -> None:
+    assert read_config("tiny", ["machine.reuse=2026-11-29"]).machine.reuse == Path("2026-11-29")
+
+
 def test_differences_name_each_setting_with_both_values() -> None:
     old, new = read_config("demo").fixed(), read_config("demo", ["seed=4", "end_to_end.lr_mil=1"]).fixed()
     assert differences(old, new) == ["end_to_end.lr_mil was 0.0005 and is now 1.0", "seed was 0 and is now 4"]
