@@ -27,17 +27,17 @@ from .multilabel import summarise_each
 from .predictions import Predictions, Temperature
 from .report import write_report
 from .run import Run, RunError, class_counts, versions
-from .stages import Fold, stages_of
+from .stages import RESULT, Fold, stages_of
 
 MODEL, AGGREGATOR = "model.safetensors", "aggregator.safetensors"
-RESULT, LOGITS = "result.json", "logits.json"
+LOGITS = "logits.json"
 _log = logging.getLogger(__name__)
 
 
 def evaluate_fold(fold: Fold) -> None:
     """Test a fold and write its model, predictions and figures; a fold that was tested stays as it is."""
     run = fold.run
-    if (fold.folder / RESULT).exists():
+    if fold.tested_before:
         _log.info("fold %d was tested before; its test part stays closed", fold.number)
         return
     fold.take_over(stages_of(run)[:-1])  # raises unless all of them are over
@@ -105,7 +105,7 @@ def finish(run: Run) -> Path | None:
     folders = {fold: run.fold_folder(fold) for fold in parts}
     waiting = [fold for fold, folder in folders.items() if not (folder / RESULT).exists()]
     if waiting:
-        _log.info("folds %s are not tested yet; the report waits for them", ", ".join(map(str, waiting)))
+        _log.info("not tested yet, and waited for by the report: fold %s", ", ".join(map(str, waiting)))
         return None
     results = {fold: _read_json(folder / RESULT) for fold, folder in folders.items()}
     logits = {fold: _read_json(folder / LOGITS) for fold, folder in folders.items()}

@@ -101,7 +101,10 @@ class Run:
         unknown = sorted(set(wanted) - parts.keys())
         if unknown:
             numbers = ", ".join(map(str, parts))
-            raise RunError(f"machine.folds names fold {unknown[0]}, but the folds of the run are {numbers}.")
+            raise RunError(
+                f"machine.folds names fold {unknown[0]}, but the folds of the run are {numbers}: set run_folds=[] to "
+                "have all, or name others."
+            )
         return {number: one for number, one in parts.items() if number in wanted or not wanted}
 
     def fold_folder(self, fold: int) -> Path:
@@ -187,6 +190,7 @@ def _enter(run: Run) -> None:
     with FileLock(run.folder / _LOCK):
         if (run.folder / CONFIG).exists():
             _refuse_changes(run)
+            _tell_other_circumstances(run)
         else:
             _write_facts(run)
         _write(run.folder / COMMANDS, "\n".join(run.commands()))
@@ -289,15 +293,29 @@ def _by_path(cohort: Cohort) -> dict[Path, CohortSlide]:
     }
 
 
-def _write_facts(run: Run) -> None:
-    """Settings, slides, parts and versions, before the first step; the settings last, since they make it a run."""
-    folder = run.folder
-    facts: dict[str, Any] = versions() | {
+def _circumstances(run: Run) -> dict[str, Any]:
+    """What the last digits of a run depend on beside its settings and slides."""
+    return versions() | {
         "system": platform.platform(),
         "device": run.device.name,
         "processes": world(),
         "threads": torch.get_num_threads(),
     }
+
+
+def _tell_other_circumstances(run: Run) -> None:
+    try:
+        began = json.loads((run.folder / VERSIONS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return
+    found = [f"{k} {began.get(k)}, now {now}" for k, now in _circumstances(run).items() if began.get(k) != now]
+    if found:
+        _log.warning("%s was begun with %s: its figures may differ in their last digits", run.folder, "; ".join(found))
+
+
+def _write_facts(run: Run) -> None:
+    """Settings, slides, parts and versions, before the first step; the settings last, since they make it a run."""
+    folder, facts = run.folder, _circumstances(run)
     parts = run.parts()
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")

@@ -92,12 +92,7 @@ class SlideStore:
             CohortError: Names every slide that cannot be used, or that is not the file it was when the run began.
         """
         rows = list(rows)
-        changed = list(filter(None, gather([self.changed(row) for row in mine(rows)])))
-        if changed:
-            raise CohortError(
-                f"{', '.join(changed)}: slide or lesion file changed since this run looked at it. Give another --out, "
-                "or put the old files back."
-            )
+        self.refuse_changed(rows)
         share = progress(mine(rows), "looking at slides", "slides", tell=rank() == 0)
         faults = gather([self._fault(row, read_all=skip_bad) for row in share])
         found = list(filter(None, faults))
@@ -127,6 +122,15 @@ class SlideStore:
             if fault:
                 _log.warning("left out: %s", fault)
         return fault
+
+    def refuse_changed(self, rows: Sequence[int]) -> None:
+        """Raise CohortError if slides are not the files that this run looked at, as far as it did."""
+        changed = list(filter(None, gather([self.changed(row) for row in mine(list(rows))])))
+        if changed:
+            raise CohortError(
+                f"{', '.join(changed)}: slide or lesion file changed since this run looked at it. Give another --out, "
+                "or put the old files back."
+            )
 
     def changed(self, row: int) -> str:
         """The name of a slide that is not what was kept of it, or nothing."""

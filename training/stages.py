@@ -32,6 +32,7 @@ from .slides import SlideStore
 STAGES = ("segment", "pretrain", "end-to-end", "extract", "mil", "evaluate")
 _SCORES = {"segment": "lesion IoU", "pretrain": "negative cross-entropy"}  # of the others it is the validation AUC
 THUMBNAILS = "thumbnails"
+RESULT = "result.json"
 _log = logging.getLogger(__name__)
 
 
@@ -61,6 +62,11 @@ class Fold:
         self._usable: list[int] | None = None
         self._start_from_imagenet()
 
+    @property
+    def tested_before(self) -> bool:
+        """Whether its test part was looked at, once and for all."""
+        return (self.folder / RESULT).exists()
+
     def take_over(self, stages: Sequence[str]) -> None:
         """Put the best weights of stages that are over into the model."""
         for stage in stages:
@@ -74,6 +80,11 @@ class Fold:
             amount = "pretrain.steps" if stage == "pretrain" else "end_to_end.epochs"
             why = "needs the pixels of slides" if self.run.features else f"is left out, for {amount} is 0"
             raise RunError(f"Stage {stage} {why}: with these settings there are {', '.join(stages)}, or all.")
+        file = self.folder / f"{stage}.pt"
+        if stage in ("end-to-end", "mil") and self.tested_before and not file.exists():
+            raise RunError(
+                f"Fold {self.number} was tested, and {file} is gone: delete {RESULT} beside it to train and test anew."
+            )
         self.take_over(stages[: stages.index(stage)])
         self._reuse(stage)
         began = time.monotonic()
@@ -109,7 +120,10 @@ class Fold:
     def tested(self) -> list[int]:
         """Rows that the weights are tested on. Where bad slides are left out this reads them: only `evaluate` asks."""
         rows: list[int] = self.parts.test.tolist()
-        if self.run.features or not self.run.config.machine.skip_bad_slides:
+        if self.run.features:
+            return rows
+        self._store.refuse_changed(rows)
+        if not self.run.config.machine.skip_bad_slides:
             return rows
         good = self._store.prepare(rows, skip_bad=True)
         if not good:

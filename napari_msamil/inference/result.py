@@ -8,7 +8,6 @@ import json
 import os
 import shutil
 import threading
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
     from napari_msamil.inference.prediction import Prediction
 
 SUMMARY = "prediction.json"
-_OURS = (SUMMARY, "patches.csv", "lesion.geojson", "overview.png", "attention_*.tif")
+_OURS = {SUMMARY, "patches.csv", "lesion.geojson", "overview.png"}
 
 
 def result_folder(slide_path: Path, out_dir: Path) -> Path:
@@ -78,6 +77,7 @@ def write_result(prediction: Prediction, out_dir: str | Path, *, overwrite: bool
     """
     folder = result_folder(prediction.slide_path, Path(out_dir))
     check_free(folder, overwrite=overwrite)
+    folder = folder.resolve()  # a link stays one
     temporary = _aside(folder)
     try:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -125,10 +125,29 @@ def _replace_folder(new: Path, folder: Path) -> None:
     except OSError:
         old.rename(folder)
         raise
-    for entry in old.iterdir():
-        if not any(fnmatch(entry.name, ours) for ours in _OURS):
+    try:
+        ours = _OURS | {file.name for file in folder.iterdir()} | {_heatmap_name(scale) for scale in _scales(old)}
+        for entry in [entry for entry in old.iterdir() if entry.name not in ours]:
             entry.rename(folder / entry.name)
+    except OSError as error:
+        raise MsamilError(
+            f"The result was written to {folder}, but what else was there could not be put back "
+            f"({error.strerror or error}): it lies in {old}."
+        ) from error
     shutil.rmtree(old)
+
+
+def _scales(folder: Path) -> list[str]:
+    """Names of the scales of a result."""
+    try:
+        summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
+        return [str(scale["name"]) for scale in summary["scales"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+
+
+def _heatmap_name(scale: str) -> str:
+    return f"attention_{scale}.tif"
 
 
 def _write_files(prediction: Prediction, folder: Path) -> None:
@@ -147,7 +166,7 @@ def _write_files(prediction: Prediction, folder: Path) -> None:
     }
     for index in range(len(prediction.table.scales)):
         heatmap = prediction.heatmap(index, values="attention")
-        write_heatmap(heatmap, prediction.mpp, folder / f"attention_{heatmap.name}.tif", **about)
+        write_heatmap(heatmap, prediction.mpp, folder / _heatmap_name(heatmap.name), **about)
     draw_overview(prediction).save(folder / "overview.png")
     text = json.dumps(prediction.summary(), indent=2, ensure_ascii=False)
     # a file name may hold bytes that are no UTF-8: written with a backslash, they are JSON all the same

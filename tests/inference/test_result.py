@@ -80,12 +80,17 @@ def test_an_existing_result_is_kept_unless_it_may_be_replaced(prediction: Predic
     (folder / "qupath").mkdir()
     (folder / "qupath" / "note.txt").write_text("mine")
     (folder / "attention_40x.tif").write_text("of a model with other scales")
+    (folder / "attention_10x - Copy.tif").write_text("mine")
+    facts = json.loads((folder / "prediction.json").read_text())
+    facts["scales"].append({"name": "40x"})
+    (folder / "prediction.json").write_text(json.dumps(facts))
     with pytest.raises(ResultExistsError, match="is there already"):
         write_result(prediction, tmp_path)
     assert (folder / "attention_40x.tif").exists()
     write_result(prediction, tmp_path, overwrite=True)
     assert not (folder / "attention_40x.tif").exists()
     assert (folder / "qupath" / "note.txt").read_text() == "mine"
+    assert (folder / "attention_10x - Copy.tif").read_text() == "mine"
     assert [p.name for p in tmp_path.iterdir()] == ["square"]
 
 

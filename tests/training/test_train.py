@@ -341,6 +341,37 @@ def test_a_stage_is_not_taken_over_when_a_slide_changed_since(finished: Path, co
         train("segment", cohort, tmp_path / "run", f"machine.reuse={old}")
 
 
+def test_a_fold_that_was_tested_is_not_trained_again_unasked(finished: Path, cohort: Path, tmp_path: Path) -> None:
+    fold = shutil.copytree(finished, tmp_path / "run") / "fold-0"
+    (fold / "mil.pt").unlink()
+    train("all", cohort, tmp_path / "run", "run_folds=[]")
+    assert not (fold / "mil.pt").exists(), "its model and figures would not be those of the new weights"
+    with pytest.raises(RunError, match=r"Fold 0 was tested, and .*mil\.pt is gone: delete result\.json"):
+        train("mil", cohort, tmp_path / "run", "run_folds=[]")
+
+
+def test_a_test_slide_that_changed_since_another_fold_learned_from_it_is_named(tmp_path: Path) -> None:
+    cohort = synthetic.write(tmp_path / "cohort", slides=12, size_px=512)
+    train("all", cohort, tmp_path / "run", "run_folds=[]", "machine.folds=[0]")
+    parts = csv.DictReader((tmp_path / "run" / "splits.csv").read_text().splitlines())
+    swapped = next(
+        cohort.parent / row["slide"] for row in parts if (row["fold 0"], row["fold 1"]) == ("training", "test")
+    )
+    shutil.copy(next(one.path for one in read_cohort(cohort).slides if one.path.name != swapped.name), swapped)
+    with pytest.raises(CohortError, match="slide or lesion file changed since this run looked at it"):
+        train("all", cohort, tmp_path / "run", "run_folds=[]", "machine.folds=[1]")
+
+
+def test_other_threads_than_a_run_was_begun_with_are_warned_of(
+    finished: Path, cohort: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = shutil.copytree(finished, tmp_path / "run")
+    facts = json.loads((run / "versions.json").read_text())
+    (run / "versions.json").write_text(json.dumps(facts | {"threads": 99}))
+    train("all", cohort, run, "run_folds=[]")
+    assert f"was begun with threads 99, now {torch.get_num_threads()}: its figures may differ" in caplog.text
+
+
 def test_a_stage_does_not_go_on_from_weights_that_were_made_anew_since(
     finished: Path, cohort: Path, tmp_path: Path
 ) -> None:

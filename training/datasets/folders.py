@@ -82,7 +82,7 @@ def _slides(folder: Path) -> list[Path]:
 
 
 def _once(paths: Iterable[Path]) -> Iterator[Path]:
-    """All but further files of a DICOM slide; one that cannot be opened is left for the check to name."""
+    """All but further files of a DICOM slide in its folder; one that cannot be opened is left for the check to name."""
     seen = set()
     for path in paths:
         if path.suffix.lower() == ".dcm":
@@ -91,9 +91,9 @@ def _once(paths: Iterable[Path]) -> Iterator[Path]:
                     quickhash = slide.properties.get("quickhash", path)
             except MsamilError:
                 quickhash = path
-            if quickhash in seen:
+            if (path.parent, quickhash) in seen:
                 continue
-            seen.add(quickhash)
+            seen.add((path.parent, quickhash))
         yield path
 
 
