@@ -224,6 +224,7 @@ class Form(QWidget):
         names = [layer.name.removeprefix(slide) for layer in here]
         if len({*names}) < len(names):  # of two that are called the same, the box would offer one
             names = [layer.name for layer in here]
+        names = [f"{name} (drawn)" if name == WHOLE else name for name in names]
         return list(zip(names, here, strict=True))
 
     def _offer_regions(self) -> None:

@@ -301,7 +301,7 @@ class MilPanel(QScrollArea):
         self.results.follow_eye(layer)
         if tag(layer).get("role") in (SLIDE, SAVED):
             mark_view(self._viewer)
-        if "slide" in tag(layer):
+        if "slide" in tag(layer) and not self._stage.acting:
             self._eyed.append(layer)
             QTimer.singleShot(0, self._follow_eyes)  # not at once: `Stage` shows and hides several
 

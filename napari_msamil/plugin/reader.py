@@ -77,5 +77,6 @@ def read_saved(described: LayerData) -> list[LayerData]:
     """A saved heatmap as one layer."""
     viewer = napari.current_viewer()
     if viewer is not None:
+        watch(viewer)
         mark_when_added(viewer, described)
     return [described]

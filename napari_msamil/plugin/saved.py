@@ -12,7 +12,7 @@ from napari.utils.notifications import show_warning
 from napari_msamil.inference.heatmap import read_heatmap
 from napari_msamil.plugin.captions import keep_marked, mark_view
 from napari_msamil.plugin.layers import HEATMAP_LOOK, place
-from napari_msamil.plugin.slides import KEY, SAVED, SEEN, SLIDE, slide_layers, slide_of, slides_among, tag
+from napari_msamil.plugin.slides import KEY, SAVED, SEEN, slide_layers, slide_of, slides_among, tag
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -76,7 +76,7 @@ def _made_of(where: Mapping[str, Any], slide: napari.layers.Image) -> bool:
 
 
 def _is_a_picture(layer: Any) -> bool:
-    return isinstance(layer, Image) and tag(layer).get("role") != SAVED
+    return isinstance(layer, Image) and layer.visible and tag(layer).get("role") != SAVED
 
 
 def lay_on(slide: napari.layers.Image, heatmap: napari.layers.Image) -> bool:
@@ -92,16 +92,17 @@ def lay_on(slide: napari.layers.Image, heatmap: napari.layers.Image) -> bool:
             setattr(heatmap, name, value)
         heatmap.metadata[KEY] = {**tag(heatmap), "slide": tag(slide)["slide"]}
     elif heatmap.visible:
-        _say_hidden(heatmap)
+        say_hidden(heatmap)
     heatmap.visible = ours
     return ours
 
 
-def _say_hidden(heatmap: napari.layers.Layer) -> None:
+def say_hidden(heatmap: napari.layers.Layer, *, there: bool = False) -> None:
+    """Tell the user why a saved heatmap is not seen: its slide is hidden, or not `there` at all."""
     of = tag(heatmap)["where"].get("slide") or "another slide"
-    how = "hidden: it is hidden too"
-    if "slide" not in tag(heatmap):
-        how = 'not open as a slide ("Open …" in the panel opens it so): it is hidden'
+    how = 'not open as a slide ("Open …" in the panel opens it so): it is hidden'
+    if there:
+        how = "hidden: it is hidden too"
     show_warning(f"{heatmap.name} is of {of}, which is {how}, so that it lies on no other tissue.")
 
 
@@ -117,18 +118,9 @@ def mark_when_added(viewer: napari.viewer.Viewer, described: LayerData) -> None:
     def mark(event: Any) -> None:
         if tag(event.value).get("path") == described[1]["metadata"][KEY]["path"]:
             viewer.layers.events.inserted.disconnect(mark)
-            viewer.layers.events.inserted.connect(give_way)  # once, however often it is asked for
             keep_marked(viewer, [event.value])
             mark_view(viewer)
             if not event.value.visible:
-                _say_hidden(event.value)
+                say_hidden(event.value, there="slide" in tag(event.value))
 
     viewer.layers.events.inserted.connect(mark, position="last")
-
-
-def give_way(event: Any) -> None:
-    """Callback for `layers.events.inserted`: hide the saved heatmaps that would lie on a picture that is no slide."""
-    if _is_a_picture(event.value) and tag(event.value).get("role") != SLIDE:
-        for heatmap in [layer for layer in loose(event.source) if layer.visible]:
-            heatmap.visible = False
-            _say_hidden(heatmap)

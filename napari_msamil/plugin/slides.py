@@ -184,7 +184,7 @@ def _lying_on(viewer: napari.viewer.Viewer, slide_layer: napari.layers.Image) ->
         elif layer.ndim != 2 or layer.units != slide_layer.units:
             ours = False
         elif isinstance(layer, Image) or (isinstance(layer, Labels) and corrected):
-            ours = _same_place(layer, slide_layer)
+            ours = same_place(layer, slide_layer)
         else:
             ours = alone
         if ours:
@@ -192,5 +192,6 @@ def _lying_on(viewer: napari.viewer.Viewer, slide_layer: napari.layers.Image) ->
     return found
 
 
-def _same_place(layer: napari.layers.Layer, other: napari.layers.Layer) -> bool:
+def same_place(layer: napari.layers.Layer, other: napari.layers.Layer) -> bool:
+    """Whether two layers cover the same part of the world, to a pixel."""
     return np.allclose(layer.extent.world, other.extent.world, rtol=0, atol=float(max(layer.scale)))

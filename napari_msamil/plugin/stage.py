@@ -37,6 +37,7 @@ class Stage(QObject):
         self._slide_id = ""
         self._chosen: napari.layers.Image | None = None
         self._fitting = False
+        self.acting = False  # what is shown and hidden meanwhile is not the user's doing
         self._whole: tuple[float, ...] | None = None  # the view by which all of it was shown last
         self._views: dict[str, tuple[float, ...]] = {}  # by slide that was left: where, if the user had moved the view
         self._watched: QWidget | None = None
@@ -66,8 +67,11 @@ class Stage(QObject):
 
     def hide_waiting(self) -> None:
         """Hide what was laid on slides that are hidden themselves; it is shown with its slide."""
-        for slide in [layer for layer in slide_layers(self._viewer) if layer is not self._chosen and not layer.visible]:
-            self._hide([layer for layer in self._viewer.layers if tag(layer).get("slide") == tag(slide)["slide"]])
+        hidden = [a for a in slide_layers(self._viewer) if a is not self._chosen and not a.visible]
+        waiting = {tag(slide)["slide"] for slide in hidden}
+        self.acting = True
+        self._hide([layer for layer in self._viewer.layers if tag(layer).get("slide") in waiting])
+        self.acting = False
 
     def watch_canvas_of(self, panel: QWidget) -> None:
         """Follow the size of the canvas in whose window a panel is docked."""
@@ -141,6 +145,7 @@ class Stage(QObject):
         left, self._slide_id = self._slide_id, "" if chosen is None else tag(chosen)["slide"]
         if left == self._slide_id:
             return False
+        self.acting = True
         for layer in [a for a in self._viewer.layers if "slide" in tag(a)]:
             mark = tag(layer)
             if mark["slide"] == self._slide_id:
@@ -150,6 +155,7 @@ class Stage(QObject):
                 layer.visible = False
             else:
                 self._hide([layer])
+        self.acting = False
         return True
 
     @staticmethod

@@ -11,6 +11,7 @@ from qtpy.QtCore import QTimer
 from napari_msamil.plugin.compat import forget_deleted_programs, overlay
 from napari_msamil.plugin.prefetch import Prefetcher
 from napari_msamil.plugin.saved import lay_on, loose
+from napari_msamil.plugin.sight import follow_eye, settle_soon
 from napari_msamil.plugin.slides import (
     ANNOTATION,
     CACHE,
@@ -41,12 +42,19 @@ def watch(viewer: napari.viewer.Viewer) -> None:
     """Look after the slides of a viewer: read ahead of the view, and let go of a slide when its layer is removed.
 
     What lies on a slide goes along when napari's transform tool moves or turns it, and cannot be moved away from it; a
-    new layer comes to lie directly above what its slide has, below other slides. Calling it again changes nothing.
+    new layer comes to lie directly above what its slide has, below other slides. Evidence is seen on its own slide's
+    tissue only. Calling it again changes nothing.
     """
     forget_deleted_programs()
-    viewer.layers.events.inserted.connect(_attend)
-    viewer.layers.events.inserted.connect(_keep_together)
-    viewer.layers.events.removed.connect(_release)
+    events = viewer.layers.events
+    if _attend in events.inserted.callbacks:
+        return
+    events.inserted.connect(_attend)
+    events.inserted.connect(_keep_together)
+    events.inserted.connect(_look_after)
+    events.removed.connect(_release)
+    for layer in viewer.layers:
+        follow_eye(layer, viewer.layers)
 
 
 def show_scale_bar(viewer: napari.viewer.Viewer) -> None:
@@ -56,6 +64,11 @@ def show_scale_bar(viewer: napari.viewer.Viewer) -> None:
         overlay(viewer, "scale_bar").visible = True
 
     QTimer.singleShot(0, lambda: QTimer.singleShot(SCALE_BAR_MS, show))  # counted from when the slide's layer is there
+
+
+def _look_after(event: Any) -> None:
+    follow_eye(event.value, event.source)
+    settle_soon(event.source)
 
 
 def _attend(event: Any) -> None:
@@ -169,6 +182,7 @@ def _stack(layer: Any, layers: Any) -> None:
 
 def _release(event: Any) -> None:
     layer, layers = event.value, event.source
+    settle_soon(layers)
     if tag(layer).get("role") == SLIDE:
         tag(layer)["prefetcher"].stop()
     if "pyramid" in tag(layer):

@@ -441,6 +441,46 @@ def test_a_slide_comes_with_what_is_shown_of_it_by_the_eye_icons(
     assert not one.visible, "who hides the slide may look at the evidence alone"
 
 
+def test_evidence_is_hidden_with_its_slide_while_another_picture_is_seen_and_comes_back_with_it(
+    panel: Any, viewer: Any, pair: tuple[Any, Any], qtbot: Any
+) -> None:
+    one, two = pair
+    heatmap = viewer.layers["first | attention 10x"]
+    one.visible = heatmap.visible = True
+    qtbot.wait(20)
+    assert panel.form.layer == two, "both are seen"
+    assert heatmap.visible
+    one.visible = False
+    qtbot.waitUntil(lambda: not heatmap.visible, timeout=SECONDS)
+    one.visible = True
+    qtbot.waitUntil(lambda: heatmap.visible, timeout=SECONDS)
+    panel.shut_down()
+    two.visible = False
+    one.visible = False
+    qtbot.wait(20)
+    assert heatmap.visible, "there is nothing that it could be taken to be of"
+    picture = viewer.add_image(np.zeros((30, 40), np.uint8), name="of napari", units=("um", "um"))
+    qtbot.waitUntil(lambda: not heatmap.visible, timeout=SECONDS)
+    heatmap.visible = True
+    qtbot.waitUntil(lambda: one.visible, timeout=SECONDS)
+    assert picture.visible
+    viewer.layers.remove(one)
+    qtbot.waitUntil(lambda: not heatmap.visible, timeout=SECONDS)
+
+
+def test_a_choice_in_the_panel_outlasts_heatmaps_that_are_linked(
+    panel: Any, viewer: Any, pair: tuple[Any, Any], qtbot: Any
+) -> None:
+    one, two = pair
+    run(panel, qtbot)
+    viewer.layers.link_layers([viewer.layers[f"{name} | attention 10x"] for name in ("first", "second")], ("visible",))
+    for chosen in (one, two, one):
+        panel.form.slide.value = chosen
+        qtbot.wait(30)
+        assert panel.form.layer == chosen
+        assert [slide.visible for slide in (one, two)] == [chosen == one, chosen == two]
+
+
 def test_a_slide_that_is_not_to_scale_is_named_beside_one_that_is(
     panel: Any, viewer: Any, slide_file: Path, bare_file: Path, qtbot: Any
 ) -> None:

@@ -132,7 +132,7 @@ def test_a_saved_heatmap_lies_on_no_picture_that_is_no_slide(
     heatmap.visible = True
     before = len(notification_manager.records)
     viewer.add_image(pixels, rgb=True, name="opened later")
-    assert not heatmap.visible
+    qtbot.waitUntil(lambda: not heatmap.visible, timeout=SECONDS)
     assert sum(said in record.message for record in notification_manager.records[before:]) == 1
     slide = panel.open_slide(slide_file)
     assert heatmap.visible

@@ -1,0 +1,73 @@
+"""Evidence is seen on the tissue that it is about, and on no other picture."""
+
+from __future__ import annotations
+
+import weakref
+from typing import TYPE_CHECKING, Any
+
+from napari.layers import Image
+from qtpy.QtCore import QTimer
+
+from napari_msamil.plugin.saved import say_hidden
+from napari_msamil.plugin.slides import HEATMAP, KEY, LESION, SAVED, SLIDE, TOP, same_place, slides_among, tag
+
+if TYPE_CHECKING:
+    import napari.layers
+
+_EVIDENCE = (LESION, HEATMAP, TOP, SAVED)
+_WAITS = "waits"  # in the mark of evidence: hidden because its slide was
+_awaited: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()  # by layer: turns of its that are to come
+
+
+def follow_eye(layer: napari.layers.Layer, layers: Any) -> None:
+    """See to it that evidence lies on its own tissue whenever a layer among `layers` is shown or hidden."""
+
+    def follow(event: Any) -> None:
+        _awaited[layer] = _awaited.get(layer, 0) + 1
+        settle_soon(layers, layer)
+
+    layer.events.visible.connect(follow)
+
+
+def settle_soon(layers: Any, shown: napari.layers.Layer | None = None) -> None:
+    """`settle` once all that happens now has happened: the panel may go to another slide first."""
+    QTimer.singleShot(0, lambda: QTimer.singleShot(0, lambda: settle(layers, shown)))
+
+
+def settle(layers: Any, shown: napari.layers.Layer | None = None) -> None:
+    """Hide evidence whose slide is not seen while another picture is, and show it again with its slide.
+
+    Evidence that the user has just shown brings its slide along instead.
+
+    Args:
+        layers: all of a viewer.
+        shown: the layer that was shown or hidden.
+    """
+    if shown is not None:
+        _awaited[shown] -= 1
+    slides = {tag(slide)["slide"]: slide for slide in slides_among(layers)}
+    for layer in [a for a in layers if tag(a).get("role") in _EVIDENCE]:
+        slide = slides.get(tag(layer).get("slide"))
+        if slide is not None and slide.visible:
+            if tag(layer).get(_WAITS):
+                layer.metadata[KEY] = {**tag(layer), _WAITS: False}
+                layer.visible = True
+        elif not layer.visible or _awaited.get(layer):
+            continue
+        elif any(_is_foreign(other, slide) for other in layers if other.visible):
+            if slide is not None and layer is shown:
+                slide.visible = True
+                continue
+            layer.metadata[KEY] = {**tag(layer), _WAITS: slide is not None}
+            layer.visible = False
+            if tag(layer)["role"] == SAVED and slide is None:
+                say_hidden(layer)
+
+
+def _is_foreign(layer: napari.layers.Layer, slide: napari.layers.Image | None) -> bool:
+    """Whether a layer is a picture of something else than a slide, or than what was computed from it."""
+    if layer is slide or not isinstance(layer, Image) or ("slide" in tag(layer) and tag(layer).get("role") != SLIDE):
+        return False
+    if tag(layer).get("role") == SAVED:
+        return False
+    return slide is None or tag(layer).get("role") == SLIDE or layer.ndim != 2 or not same_place(layer, slide)
