@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from napari.layers import Image
 from napari.utils.notifications import show_warning
 
 from napari_msamil.inference.heatmap import read_heatmap
 from napari_msamil.plugin.captions import keep_marked, mark_view
 from napari_msamil.plugin.layers import HEATMAP_LOOK, place
-from napari_msamil.plugin.slides import KEY, SAVED, SEEN, slide_layers, slide_of, slides_among, tag
+from napari_msamil.plugin.slides import KEY, SAVED, SEEN, is_foreign, slide_layers, slide_of, slides_among, tag
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -56,7 +55,7 @@ def from_file(path: str | Path, viewer: napari.viewer.Viewer | None) -> LayerDat
     if slide is None:
         keywords |= {"scale": cell, "translate": cell / downsample * (origin + (downsample - 1) / 2)}
         keywords |= {"units": slides[0].units if slides else ("um", "um"), "axis_labels": ("y", "x")}
-        keywords["visible"] = viewer is None or not any(map(_is_a_picture, viewer.layers))
+        keywords["visible"] = viewer is None or not any(is_foreign(a, None) for a in viewer.layers if a.visible)
     else:
         keywords |= place(slide, where["downsample"], where["origin_level0_px"])
         mark |= {"slide": tag(slide)["slide"], SEEN: True}
@@ -73,10 +72,6 @@ def _made_of(where: Mapping[str, Any], slide: napari.layers.Image) -> bool:
         return where.get("slide_bytes") in (None, file.path.stat().st_size)  # earlier results do not tell
     except OSError:
         return False
-
-
-def _is_a_picture(layer: Any) -> bool:
-    return isinstance(layer, Image) and layer.visible and tag(layer).get("role") != SAVED
 
 
 def lay_on(slide: napari.layers.Image, heatmap: napari.layers.Image) -> bool:

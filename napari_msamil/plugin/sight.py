@@ -5,11 +5,10 @@ from __future__ import annotations
 import weakref
 from typing import TYPE_CHECKING, Any
 
-from napari.layers import Image
 from qtpy.QtCore import QTimer
 
 from napari_msamil.plugin.saved import say_hidden
-from napari_msamil.plugin.slides import HEATMAP, KEY, LESION, SAVED, SLIDE, TOP, same_place, slides_among, tag
+from napari_msamil.plugin.slides import HEATMAP, KEY, LESION, SAVED, TOP, is_foreign, slides_among, tag
 
 if TYPE_CHECKING:
     import napari.layers
@@ -54,7 +53,7 @@ def settle(layers: Any, shown: napari.layers.Layer | None = None) -> None:
                 layer.visible = True
         elif not layer.visible or _awaited.get(layer):
             continue
-        elif any(_is_foreign(other, slide) for other in layers if other.visible):
+        elif any(is_foreign(other, slide) for other in layers if other.visible):
             if slide is not None and layer is shown:
                 slide.visible = True
                 continue
@@ -62,12 +61,3 @@ def settle(layers: Any, shown: napari.layers.Layer | None = None) -> None:
             layer.visible = False
             if tag(layer)["role"] == SAVED and slide is None:
                 say_hidden(layer)
-
-
-def _is_foreign(layer: napari.layers.Layer, slide: napari.layers.Image | None) -> bool:
-    """Whether a layer is a picture of something else than a slide, or than what was computed from it."""
-    if layer is slide or not isinstance(layer, Image) or ("slide" in tag(layer) and tag(layer).get("role") != SLIDE):
-        return False
-    if tag(layer).get("role") == SAVED:
-        return False
-    return slide is None or tag(layer).get("role") == SLIDE or layer.ndim != 2 or not same_place(layer, slide)

@@ -184,7 +184,7 @@ def _lying_on(viewer: napari.viewer.Viewer, slide_layer: napari.layers.Image) ->
         elif layer.ndim != 2 or layer.units != slide_layer.units:
             ours = False
         elif isinstance(layer, Image) or (isinstance(layer, Labels) and corrected):
-            ours = same_place(layer, slide_layer)
+            ours = _same_place(layer, slide_layer)
         else:
             ours = alone
         if ours:
@@ -192,6 +192,15 @@ def _lying_on(viewer: napari.viewer.Viewer, slide_layer: napari.layers.Image) ->
     return found
 
 
-def same_place(layer: napari.layers.Layer, other: napari.layers.Layer) -> bool:
-    """Whether two layers cover the same part of the world, to a pixel."""
+def is_foreign(layer: napari.layers.Layer, slide: napari.layers.Image | None) -> bool:
+    """Whether a layer is a picture of something else than a slide, or than what was computed from it."""
+    mark = tag(layer)
+    if layer is slide or not isinstance(layer, Image) or mark.get("role") == SAVED:
+        return False
+    if "slide" in mark:  # of what the plugin laid on slides only these are pictures of tissue
+        return bool(mark["role"] == SLIDE)
+    return slide is None or layer.ndim != 2 or not _same_place(layer, slide)
+
+
+def _same_place(layer: napari.layers.Layer, other: napari.layers.Layer) -> bool:
     return np.allclose(layer.extent.world, other.extent.world, rtol=0, atol=float(max(layer.scale)))
