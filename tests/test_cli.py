@@ -130,6 +130,16 @@ def test_an_existing_result_is_a_failure_until_overwrite_is_given(
     assert another in runner.invoke(app, [*command, "--overwrite"]).stdout
 
 
+def test_ctrl_c_says_at_which_slide(model_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*given: object, **more: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("napari_msamil.cli._classify_one", interrupted)
+    done = runner.invoke(app, ["classify", "a.tif", "b.tif", "--out", str(tmp_path), "--model", str(model_file)])
+    assert done.exit_code == 130
+    assert "stopped at a.tif." in done.stderr
+
+
 def test_a_name_that_the_terminal_has_no_letters_for_is_written_with_escapes(
     slides: list[Path], model_file: Path, tmp_path: Path
 ) -> None:

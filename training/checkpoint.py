@@ -15,8 +15,6 @@ from napari_msamil.errors import MsamilError
 from napari_msamil.files import write_atomically
 
 Weights = dict[str, dict[str, Tensor]]
-
-
 _SAID = {
     "made_from": "it learned from other slides or settings",
     "begun_from": "it went on from other weights of earlier stages than those that are there now",

@@ -16,7 +16,7 @@ from .distributed import process_group, rank
 from .evaluate import evaluate_fold, finish
 from .loop import StoppedError
 from .run import Run, RunError, begin
-from .stages import RESULT, Fold, stages_of
+from .stages import Fold, stages_of
 
 
 def run_training(
@@ -78,7 +78,7 @@ def _ended_by_a_sentence() -> Iterator[None]:
 def _run_stages(run: Run, stages: Sequence[str]) -> None:
     for number, parts in run.of_this_command().items():
         with run.claimed(number):
-            tested = len(stages) > 1 and (run.fold_folder(number) / RESULT).exists()  # it is not trained again unasked
+            tested = len(stages) > 1 and run.tested(number)  # it is not trained again unasked
             for name in stages[-1:] if tested else stages:
                 fold = Fold(run, number, parts)  # a fresh model: each stage takes from files what came before
                 if name == "evaluate":

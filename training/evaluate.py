@@ -26,8 +26,8 @@ from .metrics import over_folds, summarise
 from .multilabel import summarise_each
 from .predictions import Predictions, Temperature
 from .report import write_report
-from .run import Run, RunError, class_counts, versions
-from .stages import RESULT, Fold, stages_of
+from .run import RESULT, Run, RunError, class_counts, versions
+from .stages import Fold, stages_of
 
 MODEL, AGGREGATOR = "model.safetensors", "aggregator.safetensors"
 LOGITS = "logits.json"
@@ -37,7 +37,7 @@ _log = logging.getLogger(__name__)
 def evaluate_fold(fold: Fold) -> None:
     """Test a fold and write its model, predictions and figures; a fold that was tested stays as it is."""
     run = fold.run
-    if fold.tested_before:
+    if run.tested(fold.number):
         _log.info("fold %d was tested before; its test part stays closed", fold.number)
         return
     fold.take_over(stages_of(run)[:-1])  # raises unless all of them are over
@@ -103,7 +103,7 @@ def finish(run: Run) -> Path | None:
     """
     parts = run.parts()
     folders = {fold: run.fold_folder(fold) for fold in parts}
-    waiting = [fold for fold, folder in folders.items() if not (folder / RESULT).exists()]
+    waiting = [fold for fold in folders if not run.tested(fold)]
     if waiting:
         _log.info("not tested yet, and waited for by the report: fold %s", ", ".join(map(str, waiting)))
         return None

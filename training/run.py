@@ -41,7 +41,7 @@ from .labels import membership, write_label
 from .log import summary_writer
 
 CONFIG, COHORT, VERSIONS, SPLITS = "config.toml", TABLE, "versions.json", "splits.csv"
-FEATURES, COMMANDS = "features.json", "commands.txt"
+FEATURES, COMMANDS, RESULT = "features.json", "commands.txt", "result.json"
 _LOCK = ".run.lock"
 _log = logging.getLogger(__name__)
 
@@ -110,6 +110,10 @@ class Run:
     def fold_folder(self, fold: int) -> Path:
         """Where the files of a fold lie."""
         return self.folder / f"fold-{fold}"
+
+    def tested(self, fold: int) -> bool:
+        """Whether the test part of a fold was looked at, once and for all."""
+        return (self.fold_folder(fold) / RESULT).exists()
 
     def commands(self) -> list[str]:
         """All commands that worked on it, in their order, each once."""

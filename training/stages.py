@@ -25,14 +25,13 @@ from .mil import train_aggregator
 from .networks import start_from_imagenet, start_from_segmenter
 from .plans import plan_of
 from .pretrain import pretrain_extractor
-from .run import Run, RunError
+from .run import RESULT, Run, RunError
 from .segmentation import lesion_overlaps, sum_overlaps, train_segmenter
 from .slides import SlideStore
 
 STAGES = ("segment", "pretrain", "end-to-end", "extract", "mil", "evaluate")
 _SCORES = {"segment": "lesion IoU", "pretrain": "negative cross-entropy"}  # of the others it is the validation AUC
 THUMBNAILS = "thumbnails"
-RESULT = "result.json"
 _log = logging.getLogger(__name__)
 
 
@@ -62,11 +61,6 @@ class Fold:
         self._usable: list[int] | None = None
         self._start_from_imagenet()
 
-    @property
-    def tested_before(self) -> bool:
-        """Whether its test part was looked at, once and for all."""
-        return (self.folder / RESULT).exists()
-
     def take_over(self, stages: Sequence[str]) -> None:
         """Put the best weights of stages that are over into the model."""
         for stage in stages:
@@ -81,7 +75,7 @@ class Fold:
             why = "needs the pixels of slides" if self.run.features else f"is left out, for {amount} is 0"
             raise RunError(f"Stage {stage} {why}: with these settings there are {', '.join(stages)}, or all.")
         file = self.folder / f"{stage}.pt"
-        if stage in ("end-to-end", "mil") and self.tested_before and not file.exists():
+        if stage in ("end-to-end", "mil") and self.run.tested(self.number) and not file.exists():
             raise RunError(
                 f"Fold {self.number} was tested, and {file} is gone: delete {RESULT} beside it to train and test anew."
             )
@@ -122,8 +116,8 @@ class Fold:
         rows: list[int] = self.parts.test.tolist()
         if self.run.features:
             return rows
-        self._store.refuse_changed(rows)
         if not self.run.config.machine.skip_bad_slides:
+            self._store.refuse_changed(rows)
             return rows
         good = self._store.prepare(rows, skip_bad=True)
         if not good:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +14,8 @@ from napari_msamil.plugin.saved import loose
 from napari_msamil.plugin.slides import KEY, SEEN, SLIDE, mpp_of, slide_layers, tag
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import napari.layers
     import napari.viewer
     from qtpy.QtWidgets import QWidget
@@ -69,9 +72,16 @@ class Stage(QObject):
         """Hide what was laid on slides that are hidden themselves; it is shown with its slide."""
         hidden = [a for a in slide_layers(self._viewer) if a is not self._chosen and not a.visible]
         waiting = {tag(slide)["slide"] for slide in hidden}
+        with self._acting():
+            self._hide([layer for layer in self._viewer.layers if tag(layer).get("slide") in waiting])
+
+    @contextmanager
+    def _acting(self) -> Iterator[None]:
         self.acting = True
-        self._hide([layer for layer in self._viewer.layers if tag(layer).get("slide") in waiting])
-        self.acting = False
+        try:
+            yield
+        finally:
+            self.acting = False
 
     def watch_canvas_of(self, panel: QWidget) -> None:
         """Follow the size of the canvas in whose window a panel is docked."""
@@ -145,17 +155,16 @@ class Stage(QObject):
         left, self._slide_id = self._slide_id, "" if chosen is None else tag(chosen)["slide"]
         if left == self._slide_id:
             return False
-        self.acting = True
-        for layer in [a for a in self._viewer.layers if "slide" in tag(a)]:
-            mark = tag(layer)
-            if mark["slide"] == self._slide_id:
-                layer.visible = mark["role"] == SLIDE or layer.visible or mark.get(SEEN, False)
-            elif mark["slide"] == left:
-                layer.metadata[KEY] = {**mark, SEEN: layer.visible}
-                layer.visible = False
-            else:
-                self._hide([layer])
-        self.acting = False
+        with self._acting():
+            for layer in [a for a in self._viewer.layers if "slide" in tag(a)]:
+                mark = tag(layer)
+                if mark["slide"] == self._slide_id:
+                    layer.visible = mark["role"] == SLIDE or layer.visible or mark.get(SEEN, False)
+                elif mark["slide"] == left:
+                    layer.metadata[KEY] = {**mark, SEEN: layer.visible}
+                    layer.visible = False
+                else:
+                    self._hide([layer])
         return True
 
     @staticmethod
