@@ -17,13 +17,6 @@ if "QT_API" in os.environ:  # pytest-qt has a variable of its own, and would loa
     os.environ.setdefault("PYTEST_QT_API", os.environ["QT_API"])
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """For processes that share the tests: the tests of a file stay together, but for windows, which share nothing."""
-    for item in items:
-        if not item.get_closest_marker("gui"):
-            item.add_marker(pytest.mark.xdist_group(item.path.name))
-
-
 @pytest.fixture(scope="session")
 def test_data() -> Path:
     """Folder with the real slides and the bad inputs; the test is skipped, visibly, where it does not exist."""

@@ -13,15 +13,14 @@ from napari_msamil.models.model import build_model, save_model
 
 
 def small_card(**changes: object) -> Card:
-    """The demo preset with small pictures: patches of 64 px at 1, 2 and 4 µm/px."""
+    """The tiny preset: patches of 64 px at 1, 2 and 4 µm/px."""
     fields: dict[str, object] = {
-        "patch_px": 64,
         "thumbnail_px": 128,
         "thresholds": Thresholds(lesion_fraction=0.5),
         "on_empty": OnEmpty(policy="tissue"),
         **changes,
     }
-    return preset_card("demo", classes=["benign", "malignant"], **fields)
+    return preset_card("tiny", classes=["benign", "malignant"], **fields)
 
 
 @pytest.fixture(scope="session")

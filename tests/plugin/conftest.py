@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import threading
 from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,11 @@ import numpy as np
 import pytest
 import tifffile
 
+from napari_msamil.inference import classify as classify_module
+from napari_msamil.inference.classify import Progress
 from napari_msamil.models.card import OnEmpty, Thresholds, preset_card
 from napari_msamil.models.model import build_model, save_model
+from pressing import run
 
 
 def write_slide(path: Path, *, mpp: float | None = 1.0, size: tuple[int, int] = (1200, 900), seed: int = 0) -> Path:
@@ -33,11 +37,10 @@ def write_slide(path: Path, *, mpp: float | None = 1.0, size: tuple[int, int] = 
 
 @pytest.fixture(scope="session")
 def model_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo preset with small pictures and random weights; it takes all tissue for lesion."""
+    """The tiny preset with random weights; it takes all tissue for lesion."""
     card = preset_card(
-        "demo",
+        "tiny",
         classes=["benign", "malignant"],
-        patch_px=64,
         thumbnail_px=128,
         thresholds=Thresholds(lesion_probability=0.0, lesion_fraction=0.5),  # all tissue, whatever the weights say
         on_empty=OnEmpty(policy="tissue"),
@@ -100,3 +103,31 @@ def panel(viewer: Any, model_file: Path, qtbot: Any) -> Generator[Any, None, Non
     panel.form.device.value = "cpu"
     yield panel
     panel.shut_down()
+
+
+@pytest.fixture
+def slow(monkeypatch: pytest.MonkeyPatch) -> Generator[dict[str, threading.Event], None, None]:
+    """Replace the classification by one that goes on until it is closed; tells when it began and when it was closed."""
+    state = {"began": threading.Event(), "closed": threading.Event()}
+
+    def steps(request: Any) -> Generator[Progress, None, None]:
+        try:
+            for done in range(10**6):
+                yield Progress("patches", done, 10**6, 99.0)
+                state["began"].set()
+                state["closed"].wait(0.01)
+        finally:
+            state["closed"].set()
+
+    monkeypatch.setattr(classify_module, "classify_steps", steps)
+    yield state
+    state["closed"].set()
+
+
+@pytest.fixture
+def pair(panel: Any, viewer: Any, make_slide: Any, qtbot: Any) -> tuple[Any, Any]:
+    """Two slides of different size: "first" has a result whose 5x map is shown, "second", opened later, has none."""
+    first = panel.open_slide(make_slide("first.tif", seed=1))
+    run(panel, qtbot)
+    panel.result_view.scale.value = "5x"
+    return first, panel.open_slide(make_slide("second.tif", seed=2, size=(900, 600)))

@@ -14,15 +14,9 @@ from qtpy.QtWidgets import QLabel
 
 from napari_msamil.plugin import compat, layers, slides
 from napari_msamil.plugin.slides import tag
+from pressing import SECONDS, run
 
 pytestmark = pytest.mark.gui
-
-SECONDS = 120_000
-
-
-def run(panel: Any, qtbot: Any) -> None:
-    panel.run_view.start.native.click()
-    qtbot.waitUntil(lambda: not panel.running, timeout=SECONDS)
 
 
 def add_stack(viewer: Any) -> Any:

@@ -13,15 +13,9 @@ from napari.utils.notifications import notification_manager
 
 from napari_msamil.inference.prediction import RESEARCH_USE
 from napari_msamil.plugin import compat
+from pressing import SECONDS, run
 
 pytestmark = pytest.mark.gui
-
-SECONDS = 120_000  # milliseconds; far more than a run takes, so that only a hang fails
-
-
-def run(panel: Any, qtbot: Any) -> None:
-    panel.run_view.start.native.click()
-    qtbot.waitUntil(lambda: not panel.running, timeout=SECONDS)
 
 
 def save_result(panel: Any, slide_file: Path, out: Path, qtbot: Any) -> Path:

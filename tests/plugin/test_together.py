@@ -16,16 +16,11 @@ from napari_msamil.inference import classify as classify_module
 from napari_msamil.inference.classify import Progress
 from napari_msamil.plugin import compat, layers
 from napari_msamil.plugin.slides import tag
+from pressing import SECONDS, run
 
 pytestmark = pytest.mark.gui
 
-SECONDS = 120_000
 MOVED = np.array([[0.9, -0.3, 40.0], [0.3, 0.9, -70.0], [0.0, 0.0, 1.0]])  # shifted and turned
-
-
-def run(panel: Any, qtbot: Any) -> None:
-    panel.run_view.start.native.click()
-    qtbot.waitUntil(lambda: not panel.running, timeout=SECONDS)
 
 
 def off(slide: Any, overlay: Any) -> NDArray[np.float64]:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 from napari_msamil.training.command import run_training
@@ -34,18 +35,21 @@ def head(features):
     pooled = (score(features).softmax(0) * features.tanh()).sum(0)
     return nn.functional.cross_entropy(out(pooled)[None], torch.tensor([1])) / len(bags)
 
+parameters = [*extractor.parameters(), *score.parameters(), *out.parameters()]
 with process_group():
-    for k in mine(range(len(bags))):
-        torch.manual_seed(100 + k)
-        if sys.argv[1] == "full":
-            head(torch.cat([extractor(chunk) for chunk in torch.split(bags[k], 2)])).backward()
-        else:
-            two_pass_backward(extractor, lambda: torch.split(bags[k], 2), head, modules=[extractor])
-    parameters = [*extractor.parameters(), *score.parameters(), *out.parameters()]
-    sum_gradients(parameters)
+    for way in sys.argv[2:]:
+        for parameter in parameters:
+            parameter.grad = None
+        for k in mine(range(len(bags))):
+            torch.manual_seed(100 + k)
+            if way == "full":
+                head(torch.cat([extractor(chunk) for chunk in torch.split(bags[k], 2)])).backward()
+            else:
+                two_pass_backward(extractor, lambda: torch.split(bags[k], 2), head, modules=[extractor])
+        sum_gradients(parameters)
+        if rank() == 0:
+            torch.save([p.grad for p in parameters], f"{sys.argv[1]}/{way}-{world()}.pt")
     assert gather([k * k for k in mine(range(5))]) == [0, 1, 4, 9, 16]
-    if rank() == 0:
-        torch.save([p.grad for p in parameters], sys.argv[2])
 """
 
 STATISTICS = """
@@ -85,10 +89,10 @@ def train(processes: int, stage: str, cohort: Path, out: Path, *settings: str) -
 def test_the_two_pass_gradient_of_two_processes_is_the_full_graphs_of_one(tmp_path: Path) -> None:
     program = tmp_path / "gradient.py"
     program.write_text(GRADIENT)
-    run(1, str(program), "full", str(tmp_path / "full.pt"))
-    run(1, str(program), "two-pass", str(tmp_path / "one.pt"))
-    run(2, str(program), "two-pass", str(tmp_path / "two.pt"))
-    full, one, two = (torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("full", "one", "two"))
+    run(1, str(program), str(tmp_path), "full", "two-pass")
+    run(2, str(program), str(tmp_path), "two-pass")
+    names = ("full-1", "two-pass-1", "two-pass-2")
+    full, one, two = (torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in names)
     assert len(full) == 10
     for whole, single, double in zip(full, one, two, strict=True):
         assert (single - whole).norm() <= 1e-10 * whole.norm()
@@ -105,30 +109,40 @@ def test_statistics_of_batch_norm_are_those_of_all_processes(tmp_path: Path) -> 
         torch.testing.assert_close(frozen, torch.full((2,), float(rank)))
 
 
-def test_two_processes_train_and_score_as_one_does(tmp_path: Path) -> None:
-    cohort = synthetic.write(tmp_path / "cohort", slides=10, size_px=512)
-    settings = ("model.thumbnail_px=128", "end_to_end.patches=6", "end_to_end.accum=3", "machine.device=cpu")
-    for processes in (1, 2):
-        train(processes, "all", cohort, tmp_path / str(processes), *settings)
+SETTINGS = ("model.thumbnail_px=128", "end_to_end.patches=6", "end_to_end.accum=3", "machine.device=cpu")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A cohort's table, and the folder of all stages trained on it in one process."""
+    folder = tmp_path_factory.mktemp("one")
+    cohort = synthetic.write(folder / "cohort", slides=10, size_px=512)
+    train(1, "all", cohort, folder / "1", *SETTINGS)
+    return cohort, folder / "1"
+
+
+def test_two_processes_train_and_score_as_one_does(trained: tuple[Path, Path], tmp_path: Path) -> None:
+    cohort, one = trained
+    train(2, "all", cohort, tmp_path / "2", *SETTINGS)
     said = (tmp_path / "2" / "commands.txt").read_text()
     assert said.startswith("torchrun --nproc-per-node 2 -m napari_msamil.training all --preset tiny")
     logs = []
-    for processes in "12":
-        lines = (tmp_path / processes / "fold-0" / "log.jsonl").read_text().splitlines()
+    for out in (one, tmp_path / "2"):
+        lines = (out / "fold-0" / "log.jsonl").read_text().splitlines()
         logs.append([json.loads(line) for line in lines])
     assert [(line["stage"], line["step"]) for line in logs[0]] == [(line["stage"], line["step"]) for line in logs[1]]
     first = [next(line for line in log if line["stage"] == "end-to-end") for log in logs]
     assert abs(first[0]["loss"] - first[1]["loss"]) < 0.02 * first[0]["loss"]
     weights = [
-        torch.load(tmp_path / k / "fold-0" / "end-to-end.pt", weights_only=True)["modules"]["aggregator"] for k in "12"
+        torch.load(out / "fold-0" / "end-to-end.pt", weights_only=True)["modules"]["aggregator"]
+        for out in (one, tmp_path / "2")
     ]
     for name, value in weights[0].items():
         torch.testing.assert_close(value, weights[1][name], rtol=0, atol=2e-3)
 
 
-def test_two_processes_take_a_stage_over_from_another_run(tmp_path: Path) -> None:
-    cohort = synthetic.write(tmp_path / "cohort", slides=10, size_px=512)
-    for processes, settings in ((1, ()), (2, (f"machine.reuse={tmp_path / '1'}",))):
-        train(processes, "segment", cohort, tmp_path / str(processes), "machine.device=cpu", *settings)
-    taken, made = ((tmp_path / k / "fold-0" / "segment.pt").read_bytes() for k in "21")
+def test_two_processes_take_a_stage_over_from_another_run(trained: tuple[Path, Path], tmp_path: Path) -> None:
+    cohort, one = trained
+    train(2, "segment", cohort, tmp_path / "2", *SETTINGS, f"machine.reuse={one}")
+    taken, made = ((out / "fold-0" / "segment.pt").read_bytes() for out in (tmp_path / "2", one))
     assert taken == made

@@ -1,0 +1,295 @@
+"""Several slides in one window: each keeps its result, and only the evidence of what is seen is seen."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from napari.utils.notifications import notification_manager
+
+from napari_msamil.plugin import compat
+from napari_msamil.plugin.panel import MilPanel
+from pressing import SECONDS, layer_names, run, shown
+
+pytestmark = pytest.mark.gui
+
+
+def test_two_slides_keep_their_results_apart(panel: Any, viewer: Any, make_slide: Any, qtbot: Any) -> None:
+    first = panel.open_slide(make_slide("first.tif", seed=1))
+    run(panel, qtbot)
+    second = panel.open_slide(make_slide("second.tif", seed=2))
+    assert panel.form.layer == second
+    assert panel.result_view.isHidden(), "the second slide has no result yet"
+    run(panel, qtbot)
+    assert len(viewer.layers) == 12
+    panel.form.choose(first)
+    assert not panel.result_view.isHidden()
+    viewer.layers.remove(second)
+    assert panel.form.layer == first
+    assert panel.result_of(first) is not None
+
+
+def test_the_same_file_opened_twice_keeps_two_results(panel: Any, viewer: Any, slide_file: Path, qtbot: Any) -> None:
+    first = panel.open_slide(slide_file)
+    run(panel, qtbot)
+    second = panel.open_slide(slide_file)
+    assert panel.result_view.isHidden(), "the second layer has no result yet"
+    run(panel, qtbot)
+    assert panel.result_of(first) is not panel.result_of(second)
+    viewer.layers.remove(second)
+    assert panel.form.layer == first
+    assert not panel.result_view.isHidden()
+
+
+def test_the_chosen_slide_is_shown_as_it_was_left_and_the_others_are_hidden(
+    panel: Any, viewer: Any, pair: tuple[Any, Any], qtbot: Any
+) -> None:
+    first, second = pair
+    mine = viewer.add_points([[10, 20]], units=("um", "um"), name="mine")
+    assert shown(viewer) == ["second", "mine"]
+    assert not compat.overlay(viewer, "text").visible
+    assert compat.camera(viewer).center[-2:] == pytest.approx((299.5, 449.5), abs=1)
+    panel.form.slide.value = first
+    assert shown(viewer) == ["first", "first | attention 5x", "first | lesion", "first | top patches", "mine"]
+    assert panel.result_view.scale.value == "5x"
+    assert "5x: attention rank" in compat.overlay(viewer, "text").text
+    assert compat.camera(viewer).center[-2:] == pytest.approx((449.5, 599.5), abs=1)
+    panel.form.slide.value = second
+    run(panel, qtbot)
+    assert "10x: attention rank" in compat.overlay(viewer, "text").text
+    assert [name for name in shown(viewer) if name.startswith("first")] == []
+    mine.visible = False
+    panel.form.slide.value = first
+    assert not mine.visible
+    assert [name for name in shown(viewer) if name.startswith("second")] == []
+
+
+def test_a_hidden_slide_can_be_looked_at_by_its_eye_icon_and_a_new_run_keeps_the_camera(
+    panel: Any, viewer: Any, pair: tuple[Any, Any], qtbot: Any
+) -> None:
+    first, _ = pair
+    camera = compat.camera(viewer)
+    camera.center, camera.zoom = (0, 100, 200), 3.0
+    first.visible = True
+    viewer.layers["first | attention 10x"].visible = True
+    viewer.layers["first | attention 2.5x"].visible = True
+    assert "10x: attention rank" in compat.overlay(viewer, "text").text, "the map on top"
+    run(panel, qtbot)
+    assert first.visible
+    assert camera.center[-2:] == (100, 200)
+    assert camera.zoom == 3.0
+
+
+def test_the_panel_follows_who_goes_to_another_slide_by_the_eye_icons(
+    panel: Any, viewer: Any, pair: tuple[Any, Any], qtbot: Any
+) -> None:
+    one, two = pair
+    panel.form.choose(one)
+    qtbot.wait(20)
+    two.visible = True
+    qtbot.wait(20)
+    assert panel.form.layer == one, "both are seen"
+    one.visible = False
+    qtbot.waitUntil(lambda: panel.form.layer == two, timeout=SECONDS)
+    assert two.visible
+
+
+def test_a_slide_comes_with_what_is_shown_of_it_by_the_eye_icons(
+    panel: Any, viewer: Any, pair: tuple[Any, Any], qtbot: Any
+) -> None:
+    one, two = pair
+    viewer.layers["first | attention 10x"].visible = True
+    qtbot.waitUntil(lambda: panel.form.layer == one, timeout=SECONDS)
+    assert (one.visible, two.visible) == (True, False), "evidence lies on no other slide's tissue"
+    one.visible = False
+    viewer.layers["first | lesion"].visible = False
+    viewer.layers["first | lesion"].visible = True
+    qtbot.wait(20)
+    assert not one.visible, "who hides the slide may look at the evidence alone"
+
+
+def test_evidence_is_hidden_with_its_slide_while_another_picture_is_seen_and_comes_back_with_it(
+    panel: Any, viewer: Any, pair: tuple[Any, Any], qtbot: Any
+) -> None:
+    one, two = pair
+    heatmap = viewer.layers["first | attention 10x"]
+    one.visible = heatmap.visible = True
+    qtbot.wait(20)
+    assert panel.form.layer == two, "both are seen"
+    assert heatmap.visible
+    one.visible = False
+    qtbot.waitUntil(lambda: not heatmap.visible, timeout=SECONDS)
+    one.visible = True
+    qtbot.waitUntil(lambda: heatmap.visible, timeout=SECONDS)
+    panel.shut_down()
+    two.visible = False
+    one.visible = False
+    qtbot.wait(20)
+    assert heatmap.visible, "there is nothing that it could be taken to be of"
+    picture = viewer.add_image(np.zeros((30, 40), np.uint8), name="of napari", units=("um", "um"))
+    qtbot.waitUntil(lambda: not heatmap.visible, timeout=SECONDS)
+    heatmap.visible = True
+    qtbot.waitUntil(lambda: one.visible, timeout=SECONDS)
+    assert picture.visible
+    viewer.layers.remove(one)
+    qtbot.waitUntil(lambda: not heatmap.visible, timeout=SECONDS)
+
+
+def test_a_choice_in_the_panel_outlasts_heatmaps_that_are_linked(
+    panel: Any, viewer: Any, pair: tuple[Any, Any], qtbot: Any
+) -> None:
+    one, two = pair
+    run(panel, qtbot)
+    viewer.layers.link_layers([viewer.layers[f"{name} | attention 10x"] for name in ("first", "second")], ("visible",))
+    for chosen in (one, two, one):
+        panel.form.slide.value = chosen
+        qtbot.wait(30)
+        assert panel.form.layer == chosen
+        assert [slide.visible for slide in (one, two)] == [chosen == one, chosen == two]
+
+
+def test_a_slide_that_is_not_to_scale_is_named_beside_one_that_is(
+    panel: Any, viewer: Any, slide_file: Path, bare_file: Path, qtbot: Any
+) -> None:
+    said = "bare: pixel size not known, not to scale"
+    bare = panel.open_slide(bare_file)
+    panel.open_slide(slide_file)
+    text = compat.overlay(viewer, "text")
+    assert said not in text.text
+    bare.visible = True
+    qtbot.waitUntil(lambda: said in text.text and text.visible, timeout=SECONDS)
+    panel.form.choose(bare)
+    assert said not in text.text
+
+
+def test_a_panel_opened_late_takes_the_slide_that_is_looked_at(
+    panel: Any, viewer: Any, pair: tuple[Any, Any], qtbot: Any
+) -> None:
+    first, second = pair
+    panel.form.choose(first)
+    panel.shut_down()
+    again = MilPanel(viewer)
+    assert again.form.layer == first, "the only one that is visible, though the other lies above it"
+    assert (first.visible, second.visible) == (True, False)
+    again.shut_down()
+    second.visible = True
+    viewer.layers.selection.active = first
+    third = MilPanel(viewer)
+    assert third.form.layer == first, "both are visible, and this one is selected"
+    third.shut_down()
+
+
+def test_a_failure_is_said_beside_the_slide_it_is_about(
+    panel: Any, pair: tuple[Any, Any], slow: Any, qtbot: Any
+) -> None:
+    first, second = pair
+    panel.run_view.start.native.click()
+    assert slow["began"].wait(10)
+    first.visible, second.visible = True, False
+    qtbot.waitUntil(lambda: panel.form.layer == first, timeout=SECONDS)
+    panel._run.failed.emit("too coarse")
+    assert panel.form.layer == second
+    assert panel.run_view.status.text() == "too coarse"
+
+
+def test_removing_a_slide_removes_its_result_and_its_regions(
+    panel: Any, viewer: Any, pair: tuple[Any, Any], qtbot: Any
+) -> None:
+    first, second = pair
+    panel.form.slide.value = first
+    panel.form.draw.native.click()
+    viewer.add_points([[10, 20]], units=("um", "um"), name="mine")
+    viewer.layers.remove(first)
+    qtbot.waitUntil(lambda: layer_names(viewer) == ["second", "mine"])
+    assert panel.form.layer == second
+    assert shown(viewer) == ["second", "mine"]
+    assert not compat.overlay(viewer, "text").visible
+
+
+def test_everything_can_be_removed_at_once(panel: Any, viewer: Any, pair: tuple[Any, Any], qtbot: Any) -> None:
+    viewer.layers.select_all()
+    viewer.layers.remove_selected()
+    qtbot.wait(20)
+    assert len(viewer.layers) == 0
+    assert "Open a slide" in panel.run_view.status.text()
+
+
+def test_a_slide_is_offered_its_own_regions_and_unmarked_shapes(
+    panel: Any, viewer: Any, slide_file: Path, make_slide: Any
+) -> None:
+    first = panel.open_slide(slide_file)
+    panel.form.draw.native.click()
+    own = viewer.layers["square | region"]
+    mine = viewer.add_shapes([[[0, 0], [0, 9], [9, 9]]], shape_type="polygon", units=("um", "um"), name="mine")
+    panel.open_slide(make_slide("second.tif"))
+    assert panel.form.region.value is None
+    assert list(panel.form.region.choices) == [None, mine]
+    panel.form.region.value = mine
+    panel.form.slide.value = first
+    assert panel.form.region.value == own, "as it was left"
+    assert set(panel.form.region.choices) == {None, own, mine}
+    own.name = "tumour"
+    assert panel.form.region.native.currentText() == "tumour"
+    own.name = "square | mine"
+    assert panel.form.region.value == own
+    offered = [panel.form.region.native.itemText(i) for i in range(panel.form.region.native.count())]
+    assert offered == ["Whole slide", "mine", "square | mine"], "both, though the slide's name would be cut off"
+    panel.form.region.value = mine
+    viewer.layers.remove("second")
+    assert panel.form.region.value == mine, "the slide is the same"
+    panel.open_slide(make_slide("third.tif"))
+    assert panel.form.region.value is None
+
+
+def test_renaming_the_chosen_slide_chooses_no_other(panel: Any, viewer: Any, slide_file: Path, make_slide: Any) -> None:
+    panel.open_slide(slide_file)
+    second = panel.open_slide(make_slide("second.tif"))
+    second.name = "case 7"
+    assert panel.form.layer == second
+    assert shown(viewer) == ["case 7"]
+
+
+def test_what_became_of_saving_is_not_said_under_the_result_of_another_slide(
+    panel: Any, pair: tuple[Any, Any], make_slide: Any, tmp_path: Path, qtbot: Any
+) -> None:
+    first, second = pair
+    run(panel, qtbot)
+    panel.form.choose(first)
+    panel.results.save(tmp_path / "out")
+    panel.form.choose(second)
+    qtbot.waitUntil(lambda: "Saved to" in panel.run_view.status.text(), timeout=SECONDS)
+    assert "first" in panel.run_view.status.text()
+    assert panel.result_view.answer.text() == ""
+    assert panel.result_view.save.enabled
+    panel.form.choose(first)
+    panel.results.save(tmp_path / "again")
+    panel.open_slide(make_slide("third.tif"))
+    assert panel.result_view.isHidden(), "it has no result"
+    qtbot.waitUntil(lambda: "again" in panel.run_view.status.text(), timeout=SECONDS)
+
+
+def test_slides_with_and_without_pixel_size_keep_the_scale_bar_of_the_chosen_one_right(
+    panel: Any, viewer: Any, slide_file: Path, bare_file: Path, qtbot: Any
+) -> None:
+    def units() -> list[str]:
+        shown = viewer.layers.extent.units
+        assert shown is not None, "they differ: napari would show a bar without a unit"
+        return [str(unit) for unit in shown]
+
+    calibrated = panel.open_slide(slide_file)
+    run(panel, qtbot)
+    warnings = len(notification_manager.records)
+    bare = panel.open_slide(bare_file)
+    assert units() == ["pixel", "pixel"]
+    panel.form.choose(calibrated)
+    assert units() == ["micrometer", "micrometer"]
+    panel.form.choose(bare)
+    assert units() == ["pixel", "pixel"]
+    panel.form.mpp.value = 0.5
+    panel.form.calibrate()
+    assert units() == ["micrometer", "micrometer"]
+    assert tuple(bare.scale) == (0.5, 0.5)
+    assert tuple(calibrated.scale) == (1.0, 1.0)
+    assert len(notification_manager.records) == warnings, "napari has nothing to complain of"
