@@ -12,8 +12,12 @@ from napari_msamil.plugin.outlines import outline_top
 from napari_msamil.plugin.slides import HEATMAP, LESION, SAVED, mpp_of, slide_layers, tag
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     import napari.layers
     import napari.viewer
+
+    from napari_msamil.inference.prediction import Prediction
 
 _NOT_TO_SCALE = "pixel size not known, not to scale"
 VALUE_NAMES = {
@@ -76,16 +80,28 @@ def _not_to_scale(viewer: napari.viewer.Viewer) -> list[str]:
     return [f"{slide.name}: {_NOT_TO_SCALE}" for slide in without] if len(without) < len(seen) else []
 
 
+def made_with(then: Sequence[float] | None, now: Sequence[float] | None) -> str:
+    """That a result was made with another pixel size than its slide has now, both µm per level-0 px (x, y), or ""."""
+    if then is None or now is None or np.allclose(then, now, rtol=0.005, atol=0):
+        return ""
+    return f"made with {then[0]:.4g} µm per pixel, not with the {now[0]:.4g} of now"
+
+
+def _mpp_then(mark: Mapping[str, Any], slide: napari.layers.Image) -> Sequence[float] | None:
+    """The pixel size that a result was made with, by the mark of one of its layers."""
+    if mark["role"] != SAVED:
+        result: Prediction | None = tag(slide).get("result")
+        return None if result is None else result.mpp
+    return [float(um / px) for um, px in zip(mark["where"]["mpp"], mark["where"]["downsample"], strict=True)]
+
+
 def _captions(viewer: napari.viewer.Viewer, seen: list[Any], *, named: bool) -> list[str]:
     """What is said of one result by the layers of it that are seen: of which slide, what is shown, how weak it is."""
     mark = tag(seen[0])
     slide = next((a for a in slide_layers(viewer) if tag(a)["slide"] == mark.get("slide")), None)
     lines = [mark.get("name") or ("" if slide is None else slide.name)] if named else []
-    now = None if slide is None else mpp_of(slide)
-    if mark["role"] == SAVED and now is not None:
-        then = [float(um / px) for um, px in zip(mark["where"]["mpp"], mark["where"]["downsample"], strict=True)]
-        if not np.allclose(then, now, rtol=0.005, atol=0):
-            lines.append(f"made with {then[0]:.4g} µm per pixel, not with the {now[0]:.4g} of now")
+    if slide is not None and (made := made_with(_mpp_then(mark, slide), mpp_of(slide))):
+        lines.append(made)
     for one in [tag(layer) for layer in seen if tag(layer)["role"] != LESION]:
         lines.append(one["empty"] or f"{one['scale']}: {VALUE_NAMES[one['values']].format(one['of'])}")
     return [*lines, f"Weak evidence: {mark['weak']}"] if mark["weak"] else lines

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import napari.layers
 from magicgui.widgets import ComboBox, FileEdit, FloatSpinBox, PushButton
-from qtpy.QtCore import Signal
-from qtpy.QtWidgets import QGridLayout, QHBoxLayout, QLabel, QSizePolicy, QWidget
+from qtpy.QtCore import Qt, QTimer, Signal
+from qtpy.QtWidgets import QApplication, QGridLayout, QHBoxLayout, QLabel, QSizePolicy, QWidget
 
 from napari_msamil.inference.classify import Request
 from napari_msamil.plugin.inputs import take_point_and_comma
@@ -32,12 +32,12 @@ class Form(QWidget):
 
     Signals:
         changed(): an answer changed, or the layers to choose from did.
-        recalibrated(layer): a slide got another pixel size.
+        recalibrated(): the chosen slide got another pixel size.
         open_asked(), draw_asked(): the buttons.
     """
 
     changed = Signal()
-    recalibrated = Signal(object)
+    recalibrated = Signal()
     open_asked = Signal()
     draw_asked = Signal()
 
@@ -101,7 +101,7 @@ class Form(QWidget):
     def _connect(self) -> None:
         self.slide.changed.connect(self._slide_changed)
         self.mpp.changed.connect(self.changed.emit)
-        self.mpp.native.editingFinished.connect(self.calibrate)
+        self.mpp.native.editingFinished.connect(self._on_entered)
         self.model.changed.connect(self._model_changed)
         self.file.changed.connect(self.changed.emit)
         self.region.changed.connect(self._region_changed)
@@ -151,9 +151,16 @@ class Form(QWidget):
         if mpp > 0:
             calibrate(self._viewer, layer, mpp)
             self._slide_changed()
-            self.recalibrated.emit(layer)
+            self.recalibrated.emit()
         elif not self.mpp.value:
             self._slide_changed()  # the size that the picture has is back in the field
+
+    def _on_entered(self) -> None:
+        """Take the pixel size over, but not between press and release of a button, which would move away meanwhile."""
+        if QApplication.mouseButtons() == Qt.MouseButton.NoButton:
+            self.calibrate()
+        else:
+            QTimer.singleShot(50, self._on_entered)
 
     def _entered_mpp(self) -> float:
         """The µm per pixel in the field; 0 where there is none that a slide can have."""

@@ -13,10 +13,11 @@ from qtpy.QtWidgets import QFileDialog, QMessageBox
 
 from napari_msamil.errors import MsamilError
 from napari_msamil.plugin import compat, layers
+from napari_msamil.plugin.captions import made_with
 from napari_msamil.plugin.outlines import mark_patch
 from napari_msamil.plugin.regions import closed, polygons
 from napari_msamil.plugin.result_view import OFF
-from napari_msamil.plugin.slides import HEATMAP, KEY, TOP, result_layers, slide_layers, tag
+from napari_msamil.plugin.slides import HEATMAP, KEY, TOP, mpp_of, result_layers, slide_layers, tag
 
 if TYPE_CHECKING:
     import napari.layers
@@ -93,15 +94,6 @@ class Results(QObject):
         layer.metadata[KEY] = {**tag(layer), "result": None}
         self._visited.pop(tag(layer)["slide"], None)
 
-    def outdate(self, layer: napari.layers.Image) -> None:
-        """Take away the result of a slide that was given another pixel size: it is about patches of another size."""
-        old = self.of(layer)
-        if old is not None:
-            self.forget(layer)
-            layers.remove_result(self._viewer, tag(layer)["slide"])
-            said = f"The result was made with the old pixel size ({old.mpp[0]:.4g} µm) and was removed: classify again."
-            self.said.emit(said, False)
-
     def refresh(self) -> None:
         """Show the chosen slide's result in the view, or hide the view where there is none."""
         prediction = None if self._form.layer is None else self.of(self._form.layer)
@@ -123,10 +115,12 @@ class Results(QObject):
         self._say_place()
 
     def _outdated(self, prediction: Prediction) -> str:
-        """Whether the model or the region that is chosen now is another one than the result is of."""
+        """Whether pixel size, model or region are others now than those that the result was made with."""
         shapes, layer, model = self._form.region.value, self._form.layer, self._form.chosen_model
         if layer is None:
             return ""
+        if made := made_with(prediction.mpp, mpp_of(layer)):
+            return f"this result was {made}: classify again"
         if model != tag(layer)["model"] and (isinstance(model, str) or model.is_file()):
             return f"this result is of the model {prediction.model_name}, not of the one chosen now: classify again"
         if prediction.region is None and shapes is None:
@@ -239,8 +233,8 @@ class Results(QObject):
         for outlined in result_layers(self._viewer, self._slide_id(), TOP):
             outlined.visible = True  # which patch is meant must be seen
         centre = layer.data_to_world(layers.patch_box(prediction, int(best[place])).mean(axis=0))
-        # one pixel of the screen is one of the patch
-        compat.look_at(self._viewer, centre, zoom=1 / prediction.table.scales[scale].mpp)
+        pixel = prediction.table.footprint(scale)[0] / prediction.table.scales[scale].patch_px  # of the patch, level-0
+        compat.look_at(self._viewer, centre, zoom=1 / (pixel * layer.scale[-1]))  # is one of the screen
         self._say_place()
 
     def _say_place(self) -> None:

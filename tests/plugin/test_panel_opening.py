@@ -15,7 +15,7 @@ from qtpy.QtWidgets import QApplication
 from napari_msamil.plugin import compat, slides
 from napari_msamil.plugin.panel import MilPanel
 from napari_msamil.slide import flat
-from pressing import SECONDS, layer_names, run, shown
+from pressing import SECONDS, layer_names, run, shown, texts
 
 pytestmark = pytest.mark.gui
 
@@ -45,7 +45,9 @@ def test_opening_the_panel_leaves_the_camera_where_it_is(viewer: Any, slide_file
     panel.deleteLater()
 
 
-def test_a_corrected_pixel_size_takes_the_old_result_away(panel: Any, viewer: Any, bare_file: Path, qtbot: Any) -> None:
+def test_a_corrected_pixel_size_keeps_the_old_result_and_says_what_it_was_made_with(
+    panel: Any, viewer: Any, bare_file: Path, tmp_path: Path, qtbot: Any
+) -> None:
     layer = panel.open_slide(bare_file)
     panel.form.mpp.value = 1.0
     run(panel, qtbot)
@@ -57,13 +59,52 @@ def test_a_corrected_pixel_size_takes_the_old_result_away(panel: Any, viewer: An
     assert panel.result_of(layer) is not None
     panel.form.mpp.value = 0.9
     panel.form.mpp.native.editingFinished.emit()
-    assert panel.result_of(layer) is None
-    assert panel.result_view.isHidden()
-    assert layer_names(viewer) == ["bare"]
-    assert "old pixel size (1 µm)" in panel.run_view.status.text()
-    assert "classify again" in panel.run_view.status.text()
+    text = compat.overlay(viewer, "text")
+    old, made = panel.result_of(layer), "made with 1 µm per pixel, not with the 0.9 of now"
+    assert f"this result was {made}: classify again" in texts(panel).replace("This", "this")
+    assert made in text.text
+    assert tuple(viewer.layers["bare | attention 10x"].scale) == pytest.approx((64 * 0.9, 64 * 0.9))
+    panel.result_view.next.native.click()
+    assert compat.camera(viewer).zoom == pytest.approx(1 / 0.9), "one pixel of the patch is one of the screen"
+    panel.results.save(tmp_path / "out")
+    qtbot.waitUntil(lambda: "Saved to" in texts(panel), timeout=SECONDS)
+    panel.form.mpp.value = 1.0
+    panel.form.mpp.native.editingFinished.emit()
+    assert panel.result_of(layer) is old
+    assert made not in texts(panel) + text.text, "the number it was made with is back"
+    panel.form.mpp.value = 0.9
     run(panel, qtbot)
     assert panel.result_of(layer).mpp == (0.9, 0.9)
+    assert made not in texts(panel) + text.text
+
+
+def test_a_click_on_classify_counts_though_the_pixel_size_was_typed_just_before(
+    make_napari_viewer: Any, bare_file: Path, model_file: Path, qtbot: Any
+) -> None:
+    """The field is left between press and release, and what it then says must not move the button away."""
+    viewer = make_napari_viewer(show=True)
+    panel = MilPanel(viewer)
+    viewer.window.add_dock_widget(panel, name="Multi-scale MIL", area="right")
+    panel.form.choose_model(model_file)
+    panel.open_slide(bare_file)
+    panel.form.facts.setMaximumWidth(150)  # a line that gets longer takes one line more
+    window, start, field = panel.window(), panel.run_view.start.native, panel.form.mpp.native.lineEdit()
+    window.activateWindow()
+    qtbot.waitUntil(window.isActiveWindow, timeout=SECONDS)
+    field.setFocus()
+    field.selectAll()
+    qtbot.keyClicks(field, "0.25")
+    qtbot.wait(200)
+    place = start.mapTo(window, start.rect().center())
+    qtbot.mousePress(window.windowHandle(), Qt.MouseButton.LeftButton, pos=place)
+    qtbot.wait(200)
+    assert not field.hasFocus()
+    assert start.mapTo(window, start.rect().center()) == place
+    qtbot.mouseRelease(window.windowHandle(), Qt.MouseButton.LeftButton, pos=place)
+    assert panel.running
+    assert "0.25 µm/px" in panel.form.facts.text()
+    qtbot.waitUntil(lambda: start.mapTo(window, start.rect().center()) != place, timeout=SECONDS)
+    panel.shut_down()
 
 
 def test_a_slide_without_pixel_size_asks_for_it_and_becomes_calibrated(
