@@ -42,13 +42,17 @@ class Heatmap:
 
     @property
     def limits(self) -> tuple[float, float]:
-        """Fixed ends of the colour scale, the same for every slide and scale (except for raw attention)."""
-        if self.values == "rank":
-            return 0.0, 1.0
-        if self.values == "relative":
-            return 0.0, 4.0
-        top = float(np.nanmax(self.array)) if np.isfinite(self.array).any() else 1.0
-        return 0.0, top or 1.0
+        """Ends of the colour scale; see `limits_of`."""
+        return limits_of(self.array, self.values)
+
+
+def limits_of(array: NDArray[np.float32], values: Values) -> tuple[float, float]:
+    """Fixed ends of the colour scale, the same for every slide and scale (except for raw attention)."""
+    if values == "rank":
+        return 0.0, 1.0
+    if values == "relative":
+        return 0.0, 4.0
+    return 0.0, float(np.nanmax(array, initial=0.0)) or 1.0
 
 
 def express(attention: NDArray[np.float32], values: Values) -> NDArray[np.float32]:

@@ -11,6 +11,8 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from napari_msamil.errors import MsamilError, ResultExistsError
 from napari_msamil.files import TEMPORARY
 from napari_msamil.inference.geojson import mask_feature_collection
@@ -159,6 +161,7 @@ def _write_files(prediction: Prediction, folder: Path) -> None:
     about = {
         "slide": prediction.slide_path.name,
         "slide_px": prediction.slide_size,
+        "patches": int(np.isfinite(prediction.attention).sum()),
         "slide_bytes": prediction.slide_bytes,
         "looked_at": prediction.looked_at,
         "weak": prediction.weak,

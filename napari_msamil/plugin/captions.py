@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 _NOT_TO_SCALE = "pixel size not known, not to scale"
 VALUE_NAMES = {
     "rank": "attention rank in this {} (0 lowest, 1 highest)",
-    "relative": "attention relative to an average patch (1 = average)",
-    "attention": "saved attention (a patch's share of that of the whole {})",
+    "relative": "attention relative to an average patch (1 = average, the colours end at 4)",
+    "attention": "attention (a patch's share of that of the whole {})",
 }
 
 
@@ -103,5 +103,6 @@ def _captions(viewer: napari.viewer.Viewer, seen: list[Any], *, named: bool) -> 
     if slide is not None and (made := made_with(_mpp_then(mark, slide), mpp_of(slide))):
         lines.append(made)
     for one in [tag(layer) for layer in seen if tag(layer)["role"] != LESION]:
-        lines.append(one["empty"] or f"{one['scale']}: {VALUE_NAMES[one['values']].format(one['of'])}")
+        saved = "saved " if one["role"] == SAVED else ""
+        lines.append(one["empty"] or f"{one['scale']}: {saved}{VALUE_NAMES[one['values']].format(one['of'])}")
     return [*lines, f"Weak evidence: {mark['weak']}"] if mark["weak"] else lines

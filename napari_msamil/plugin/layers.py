@@ -10,7 +10,7 @@ from napari_msamil.inference.prediction import LESION_RGB
 from napari_msamil.plugin.captions import keep_marked, mark_view
 from napari_msamil.plugin.compat import remove
 from napari_msamil.plugin.outlines import fit_outlines, top_colours, top_widths
-from napari_msamil.plugin.slides import HEATMAP, KEY, LESION, TOP, result_layers, slide_layers, tag
+from napari_msamil.plugin.slides import HEATMAP, KEY, LESION, SAVED, TOP, result_layers, slide_layers, tag
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -194,6 +194,8 @@ def show(
         remove_result(viewer, tag(slide_layer)["slide"])
         shown = _add(viewer, described)
     viewer.layers.selection = selected & set(viewer.layers)  # the user may be drawing
+    if any(layer.visible for layer in shown if tag(layer)["role"] == HEATMAP):
+        _hide_saved(viewer, tag(slide_layer)["slide"])
     mark_view(viewer)
     fit_outlines(viewer)
     return shown
@@ -257,10 +259,16 @@ def remove_orphans(viewer: napari.viewer.Viewer) -> None:
 
 
 def show_scale(viewer: napari.viewer.Viewer, slide_id: str, name: str | None) -> None:
-    """Show one scale's heatmap of a slide, such as "20x", and hide its others; None hides all."""
+    """Show one scale's heatmap of a slide, such as "20x", and hide its others and saved ones; None hides all."""
+    _hide_saved(viewer, slide_id)
     for layer in result_layers(viewer, slide_id, HEATMAP):
         layer.visible = tag(layer)["scale"] == name
     mark_view(viewer)
+
+
+def _hide_saved(viewer: napari.viewer.Viewer, slide_id: str) -> None:
+    for layer in result_layers(viewer, slide_id, SAVED):
+        layer.visible = False
 
 
 def set_values(viewer: napari.viewer.Viewer, slide_id: str, prediction: Prediction, values: Values) -> None:

@@ -17,7 +17,7 @@ from napari_msamil.plugin.captions import made_with
 from napari_msamil.plugin.outlines import mark_patch
 from napari_msamil.plugin.regions import closed, polygons
 from napari_msamil.plugin.result_view import OFF
-from napari_msamil.plugin.slides import HEATMAP, KEY, TOP, mpp_of, result_layers, slide_layers, tag
+from napari_msamil.plugin.slides import HEATMAP, KEY, SAVED, TOP, mpp_of, result_layers, slide_layers, tag
 
 if TYPE_CHECKING:
     import napari.layers
@@ -139,7 +139,8 @@ class Results(QObject):
 
     def follow_eye(self, layer: napari.layers.Layer) -> None:
         """Name the scale that is shown now that a layer was shown or hidden."""
-        if layer in self._maps() and self._view.shows(self.of(self._form.layer)):  # else `refresh` is still to come
+        ours = layer in [*self._maps(), *self._saved()]
+        if ours and self._view.shows(self.of(self._form.layer)):  # else `refresh` is still to come
             self._view.set_scale(self._shown_scale())
             self._explain_colours()
             self._say_place()
@@ -191,13 +192,16 @@ class Results(QObject):
     def _maps(self) -> list[Any]:
         return result_layers(self._viewer, self._slide_id(), HEATMAP)
 
+    def _saved(self) -> list[Any]:
+        return result_layers(self._viewer, self._slide_id(), SAVED)
+
     def _shown_scale(self) -> str:
         visible = [str(tag(layer)["scale"]) for layer in self._maps() if layer.visible]
         return visible[-1] if visible else OFF
 
     def _explain_colours(self, event: Any = None) -> None:
-        """Show what colours stand for in the heatmap that is seen, also where the user chose others."""
-        for layer in sorted(self._maps(), key=lambda a: bool(a.visible))[-1:]:
+        """Show what colours stand for in the heatmap that is seen, saved ones too, whatever colours the user chose."""
+        for layer in sorted([*self._saved(), *self._maps()], key=lambda a: bool(a.visible))[-1:]:
             colours = layer.colormap.map(np.linspace(0, 1, 256) ** layer.gamma)[:, :3]
             self._view.set_colours((255 * colours).round().astype(np.uint8), tuple(layer.contrast_limits))
 
@@ -212,7 +216,7 @@ class Results(QObject):
         layers.set_values(self._viewer, self._slide_id(), self._chosen(), values)
 
     def _show_opacity(self, opacity: float) -> None:
-        for layer in self._maps():
+        for layer in [*self._maps(), *self._saved()]:
             layer.opacity = opacity
 
     def _show_next(self) -> None:

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from napari.utils.notifications import show_warning
 
-from napari_msamil.inference.heatmap import read_heatmap
+from napari_msamil.inference.heatmap import limits_of, read_heatmap
 from napari_msamil.plugin.captions import keep_marked, mark_view
 from napari_msamil.plugin.layers import HEATMAP_LOOK, place
-from napari_msamil.plugin.slides import KEY, SAVED, SEEN, is_foreign, slide_layers, slide_of, slides_among, tag
+from napari_msamil.plugin.slides import HEATMAP, KEY, SAVED, SEEN, is_foreign, slide_layers, slide_of, slides_among, tag
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import napari.layers
     import napari.viewer
 
+    from napari_msamil.inference.heatmap import Values
     from napari_msamil.plugin.slides import LayerData
 
 
@@ -32,6 +33,10 @@ def from_file(path: str | Path, viewer: napari.viewer.Viewer | None) -> LayerDat
     if found is None:
         return None
     array, where = found
+    patches = where.get("patches")  # that share the attention; earlier results do not tell
+    values: Values = "relative" if patches else "attention"
+    if patches:
+        array = array * np.float32(patches)
     cell, downsample, origin = (np.array(where[name])[::-1] for name in ("mpp", "downsample", "origin_level0_px"))
     slides = [] if viewer is None else slide_layers(viewer)
     slide = max((a for a in slides if _made_of(where, a)), key=lambda a: bool(a.visible), default=None)
@@ -39,7 +44,7 @@ def from_file(path: str | Path, viewer: napari.viewer.Viewer | None) -> LayerDat
     mark = {
         "role": SAVED,
         "scale": scale,
-        "values": "attention",
+        "values": values,
         "of": where.get("looked_at", "slide"),
         "empty": "" if np.isfinite(array).any() else f"{scale}: no patch was looked at",
         "weak": where.get("weak"),
@@ -50,7 +55,7 @@ def from_file(path: str | Path, viewer: napari.viewer.Viewer | None) -> LayerDat
     keywords = {
         **HEATMAP_LOOK,
         "name": f"{Path(path).parent.name} | saved attention {scale}",
-        "contrast_limits": (0.0, float(np.nanmax(array, initial=0.0)) or 1.0),
+        "contrast_limits": limits_of(array, values),
     }
     if slide is None:
         keywords |= {"scale": cell, "translate": cell / downsample * (origin + (downsample - 1) / 2)}
@@ -107,6 +112,15 @@ def loose(layers: Sequence[Any]) -> list[Any]:
     return [layer for layer in layers if tag(layer).get("role") == SAVED and tag(layer).get("slide") not in there]
 
 
+def _hide_others(viewer: napari.viewer.Viewer, heatmap: napari.layers.Layer) -> None:
+    """Hide other heatmaps of the same slide: seen through each other, their colours mean nothing."""
+    key = "slide" if "slide" in tag(heatmap) else "name"
+    for other in viewer.layers:
+        mark = tag(other)
+        if other != heatmap and mark.get("role") in (HEATMAP, SAVED) and mark.get(key) == tag(heatmap)[key]:
+            other.visible = False
+
+
 def mark_when_added(viewer: napari.viewer.Viewer, described: LayerData) -> None:
     """Let the canvas text speak of a saved heatmap from when it is added, as it does of a result."""
 
@@ -115,7 +129,9 @@ def mark_when_added(viewer: napari.viewer.Viewer, described: LayerData) -> None:
             viewer.layers.events.inserted.disconnect(mark)
             keep_marked(viewer, [event.value])
             mark_view(viewer)
-            if not event.value.visible:
+            if event.value.visible:
+                _hide_others(viewer, event.value)
+            else:
                 say_hidden(event.value, there="slide" in tag(event.value))
 
     viewer.layers.events.inserted.connect(mark, position="last")

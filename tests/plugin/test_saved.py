@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import tifffile
 from napari.layers._layer_actions import _duplicate_layer
 from napari.utils.notifications import notification_manager
 
+from napari_msamil.inference.heatmap import read_heatmap
 from napari_msamil.inference.prediction import RESEARCH_USE
 from napari_msamil.plugin import compat
 from pressing import SECONDS, run
@@ -60,6 +62,59 @@ def test_a_saved_heatmap_is_opened_beside_its_slide(
     assert RESEARCH_USE in text.text
     opened.affine = np.array([[0, 1, 5], [-1, 0, 6], [0, 0, 1]])
     assert np.array_equal(opened.affine.affine_matrix, slide.affine.affine_matrix), "it cannot be moved off its slide"
+
+
+def test_a_saved_heatmap_has_the_colours_of_the_result_it_was_saved_from_and_is_seen_alone(
+    panel: Any, viewer: Any, slide_file: Path, tmp_path: Path, qtbot: Any
+) -> None:
+    slide = panel.open_slide(slide_file)
+    run(panel, qtbot)
+    panel.results.save(tmp_path)
+    qtbot.waitUntil(lambda: panel.result_view.save.enabled, timeout=SECONDS)
+    panel.result_view.values.value = "relative"
+    live = viewer.layers["square | attention 10x"]
+    for name in ("attention_5x.tif", "attention_10x.tif"):
+        viewer.open(tmp_path / "square" / name, plugin="napari-msamil")
+    coarse, saved = viewer.layers[-2:]
+    np.testing.assert_allclose(saved.data, live.data, rtol=1e-5)
+    assert tuple(saved.contrast_limits) == tuple(live.contrast_limits) == (0, 4)
+    assert saved.colormap.name == live.colormap.name
+    assert [layer.visible for layer in (coarse, saved, live)] == [False, True, False]
+    text = compat.overlay(viewer, "text").text
+    assert "10x: saved attention relative to an average patch (1 = average, the colours end at 4)" in text
+    assert "5x" not in text
+    panel.result_view.opacity.value = 0.8
+    assert saved.opacity == live.opacity == pytest.approx(0.8)
+    panel.result_view.scale.value = "10x"
+    assert [layer.visible for layer in (coarse, saved, live)] == [False, False, True]
+    panel.result_view.values.value = "rank"
+    assert panel.result_view.high.text() == "1"
+    saved.visible, live.visible = True, False
+    assert panel.result_view.high.text() == "4", "the colours of what is seen are explained"
+    panel.result_view.scale.value = "10x"
+    panel.result_view.scale.value = "Off"
+    assert not saved.visible
+    saved.visible = True
+    run(panel, qtbot)
+    assert panel.form.layer == slide
+    assert [layer.visible for layer in (coarse, saved)] == [False, True], "no other heatmap is seen"
+    live.visible = True
+    run(panel, qtbot)
+    assert not saved.visible
+
+
+def test_a_heatmap_saved_before_its_file_told_the_number_of_patches_shows_shares(
+    viewer: Any, panel: Any, slide_file: Path, tmp_path: Path, qtbot: Any
+) -> None:
+    file = save_result(panel, slide_file, tmp_path, qtbot)
+    array, where = read_heatmap(file)
+    assert where.pop("patches") == np.isfinite(panel.result_of(panel.form.layer).attention).sum()
+    tifffile.imwrite(file, array, description=json.dumps(where), metadata=None)
+    panel.form.layer.visible = True
+    [saved] = viewer.open(file, plugin="napari-msamil")
+    np.testing.assert_array_equal(saved.data, array)
+    assert tuple(saved.contrast_limits) == (0, pytest.approx(float(np.nanmax(array))))
+    assert "10x: saved attention (a patch's share" in compat.overlay(viewer, "text").text
 
 
 def test_a_saved_heatmap_lies_on_no_slide_but_its_own_whichever_comes_first(
