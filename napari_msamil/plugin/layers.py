@@ -9,7 +9,7 @@ import numpy as np
 from napari_msamil.inference.prediction import LESION_RGB
 from napari_msamil.plugin.captions import keep_marked, mark_view
 from napari_msamil.plugin.compat import remove
-from napari_msamil.plugin.outlines import fit_outlines, top_colours, top_widths
+from napari_msamil.plugin.outlines import CONTOURS, fit_outlines, top_colours, top_widths
 from napari_msamil.plugin.slides import HEATMAP, KEY, LESION, SAVED, TOP, result_layers, slide_layers, tag
 
 if TYPE_CHECKING:
@@ -213,7 +213,7 @@ def _add(viewer: napari.viewer.Viewer, described: list[LayerData]) -> list[napar
     for data, keywords, kind in described:
         layer = napari.layers.Layer.create(data, keywords, kind)
         if kind == "labels":
-            layer.contour = 2  # an outline lets one see the tissue
+            layer.contour = CONTOURS[-1]  # an outline lets one see the tissue
         if kind != "image":
             layer.editable = False
         added.append(viewer.add_layer(layer))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from napari_msamil.plugin.compat import camera
-from napari_msamil.plugin.slides import HEATMAP, KEY, REGION, TOP, result_layers, tag
+from napari_msamil.plugin.slides import HEATMAP, KEY, LESION, REGION, TOP, result_layers, tag
 
 if TYPE_CHECKING:
     import napari.viewer
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 TOP_COLOUR = (1.0, 0.85, 0.1, 1.0)
 VISITED_COLOUR = (1.0, 1.0, 1.0, 1.0)
+CONTOURS = (1, 2)
+"""Width of a lesion's outline in pixels of its mask: close up, and from where one of them would hardly be seen."""
 
 
 def top_colours(names: list[str], shown: str | None, visited: int | None) -> NDArray[np.float64] | list[float]:
@@ -42,10 +44,12 @@ def outline_top(viewer: napari.viewer.Viewer) -> None:
 
 
 def fit_outlines(viewer: napari.viewer.Viewer) -> None:
-    """Let the lines of outlined patches and drawn regions be seen whole at the present zoom."""
+    """Let the lines of lesions, outlined patches and drawn regions be seen whole at the present zoom, and no wider."""
     for layer in viewer.layers:
         if tag(layer).get("role") == TOP:
             _outline(viewer, layer, tag(layer)["shown"], tag(layer)["visited"])
+        elif tag(layer).get("role") == LESION and layer.contour in CONTOURS:  # else the user chose it
+            layer.contour = CONTOURS[screen_px(viewer, layer) > 1 / 3]
         elif tag(layer).get("role") == REGION:
             layer.current_edge_width = 2 * screen_px(viewer, layer)  # of the next one
             if len(layer.data):

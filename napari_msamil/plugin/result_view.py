@@ -262,11 +262,12 @@ def facts(prediction: Prediction) -> str:
     """How to read the probabilities, where was looked, patches per scale, areas, device and time, one per line."""
     scales = prediction.table.scales
     counts = " · ".join(f"{s.name} {count}" for s, count in zip(scales, prediction.patches_read, strict=True))
+    cyan = " (outlined in cyan)" if prediction.finds_lesion else ""
     return "\n".join([
         *([prediction.how_to_read] if prediction.how_to_read else []),
         f"Looked at: {_where(prediction)}",
-        f"Patches: {counts}",
-        f"{prediction.lesion_label.capitalize()}: {prediction.lesion_area}",
+        f"Patches: {counts} (most attention: outlined in yellow)",
+        f"{prediction.lesion_label.capitalize()}{cyan}: {prediction.lesion_area}",
         f"Tissue: {prediction.tissue_area_mm2:.3g} mm²",
         f"Device: {prediction.device}, {prediction.precision} ({prediction.device_reason})",
         f"Time: {prediction.seconds['total']:.1f} s",

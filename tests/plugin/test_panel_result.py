@@ -131,6 +131,13 @@ def test_outlines_are_never_thinner_than_a_pixel_of_the_screen(
         pixel = 1 / (zoom * layer.scale[-1])
         assert min(top.edge_width) >= 1.1 * pixel
         assert 1.4 * pixel < max(region.edge_width) < 3 * pixel
+    lesion = viewer.layers["square | lesion"]
+    assert lesion.contour == 1, "close up a pixel of the mask is wide enough"
+    camera.zoom = camera.zoom / 1000
+    assert lesion.contour == 2
+    lesion.contour = 0  # as the user prefers
+    camera.zoom = camera.zoom * 1000
+    assert lesion.contour == 0
 
 
 def test_a_regions_outline_is_drawn_as_thin_close_up_as_from_far(
