@@ -262,11 +262,11 @@ def facts(prediction: Prediction) -> str:
     """How to read the probabilities, where was looked, patches per scale, areas, device and time, one per line."""
     scales = prediction.table.scales
     counts = " · ".join(f"{s.name} {count}" for s, count in zip(scales, prediction.patches_read, strict=True))
-    cyan = " (outlined in cyan)" if prediction.finds_lesion else ""
+    cyan = ", in cyan" if prediction.finds_lesion else ""
     return "\n".join([
         *([prediction.how_to_read] if prediction.how_to_read else []),
         f"Looked at: {_where(prediction)}",
-        f"Patches: {counts} (most attention: outlined in yellow)",
+        f"Patches: {counts}",
         f"{prediction.lesion_label.capitalize()}{cyan}: {prediction.lesion_area}",
         f"Tissue: {prediction.tissue_area_mm2:.3g} mm²",
         f"Device: {prediction.device}, {prediction.precision} ({prediction.device_reason})",

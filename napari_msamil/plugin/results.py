@@ -242,14 +242,14 @@ class Results(QObject):
         self._say_place()
 
     def _say_place(self) -> None:
-        """Say which of the patches with most attention was visited last, where its scale is still shown."""
-        text = ""
+        """Say which of the patches with most attention was visited last, where its scale is shown, or how all look."""
+        text = "" if self._shown_scale() == OFF or not self._view.next.enabled else "outlined in yellow"
         if self._slide_id() in self._visited:
             prediction = self._chosen()
             scale, place = self._visited[self._slide_id()]
             name = prediction.table.scales[scale].name
             count = len(prediction.top_patches(scale, layers.TOP_COUNT))
-            text = f"{place + 1} of {count} at {name}" if name == self._shown_scale() else ""
+            text = f"{place + 1} of {count} at {name}" if name == self._shown_scale() else text
         self._view.place.setText(text)
 
 

@@ -108,7 +108,7 @@ def test_the_visited_patch_stands_out_and_off_shows_the_finest_map_first(
     assert (top.edge_color[1] == outlines.VISITED_COLOUR).all()
     panel.result_view.scale.value = "5x"
     assert top.edge_color[1, 3] == 0, "it is of another scale"
-    assert panel.result_view.place.text() == ""
+    assert panel.result_view.place.text() == "outlined in yellow"
     top.visible = False
     panel.result_view.next.native.click()
     assert top.visible, "which patch is meant must be seen"
