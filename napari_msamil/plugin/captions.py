@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _NOT_TO_SCALE = "pixel size not known, not to scale"
 VALUE_NAMES = {
     "rank": "attention rank in this {} (0 lowest, 1 highest)",
-    "relative": "attention relative to an average patch (1 = average, the colours end at 4)",
+    "relative": "attention, an average patch has 1 (colours 0 to 4)",
     "attention": "attention (a patch's share of that of the whole {})",
 }
 

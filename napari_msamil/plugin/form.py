@@ -45,6 +45,7 @@ class Form(QWidget):
         super().__init__(parent)
         self._viewer = viewer
         self._slide_id = ""
+        self._typed: tuple[napari.layers.Image | None, float] = (None, 0.0)  # slide, and µm per pixel entered for it
         self._regions_chosen: dict[str, Any] = {}  # by slide, where another one was chosen since
         self.slide = ComboBox(choices=self._slides, nullable=False, tooltip="The slide to classify")
         self.open_button = PushButton(
@@ -145,27 +146,31 @@ class Form(QWidget):
 
     def calibrate(self) -> None:
         """Put the entered pixel size on the chosen slide, where the file states none; the picture stays in place."""
-        layer, mpp = self.layer, self._entered_mpp()
-        if layer is None or not self._asks(layer) or mpp_of(layer) == (mpp, mpp):
+        self._typed = self.layer, self.mpp.value
+        self._take_typed()
+
+    def _on_entered(self) -> None:
+        """Take over what was typed, but not between press and release of a button, which would move away meanwhile."""
+        self._typed = self.layer, self.mpp.value
+        self._take_typed_once_released()
+
+    def _take_typed_once_released(self) -> None:
+        if QApplication.mouseButtons() == Qt.MouseButton.NoButton:
+            self._take_typed()
+        else:
+            QTimer.singleShot(50, self._take_typed_once_released)
+
+    def _take_typed(self) -> None:
+        layer, value = self._typed
+        if layer is None or layer not in self._viewer.layers or not self._asks(layer):
             return
-        if mpp > 0:
+        mpp = _possible_mpp(value)
+        if mpp and mpp_of(layer) != (mpp, mpp):
             calibrate(self._viewer, layer, mpp)
             self._slide_changed()
             self.recalibrated.emit()
-        elif not self.mpp.value:
+        elif not value:
             self._slide_changed()  # the size that the picture has is back in the field
-
-    def _on_entered(self) -> None:
-        """Take the pixel size over, but not between press and release of a button, which would move away meanwhile."""
-        if QApplication.mouseButtons() == Qt.MouseButton.NoButton:
-            self.calibrate()
-        else:
-            QTimer.singleShot(50, self._on_entered)
-
-    def _entered_mpp(self) -> float:
-        """The µm per pixel in the field; 0 where there is none that a slide can have."""
-        low, high = MPP_LIMITS
-        return float(self.mpp.value) if low <= self.mpp.value <= high else 0.0
 
     @staticmethod
     def _asks(layer: napari.layers.Image) -> bool:
@@ -189,7 +194,7 @@ class Form(QWidget):
                 "Draw the region: click its corners on the slide, double-click to close it. Where clicks do not draw, "
                 f"press Draw … again. Or choose {WHOLE!r} under 3."
             )
-        if self._asks(self.layer) and not self._entered_mpp():
+        if self._asks(self.layer) and not _possible_mpp(self.mpp.value):
             low, high = MPP_LIMITS
             given = f"{self.mpp.value:g} µm per pixel is outside {low:g} to {high:g}." if self.mpp.value else ""
             reason = given or slide_of(self.layer).mpp_missing
@@ -276,6 +281,12 @@ class Form(QWidget):
     def _model_changed(self) -> None:
         self.file.native.setVisible(self.model.value == FILE)
         self.changed.emit()
+
+
+def _possible_mpp(value: float) -> float:
+    """A number of µm per pixel; 0 where no slide can have it."""
+    low, high = MPP_LIMITS
+    return float(value) if low <= value <= high else 0.0
 
 
 def _offer(box: ComboBox, chosen: Any) -> None:

@@ -175,6 +175,12 @@ class ResultView(QWidget):
         with self.opacity.changed.blocked():
             self.opacity.value = opacity
 
+    def set_values(self, values: str) -> None:
+        """Name what the heatmap that is seen shows; nothing is asked of anyone."""
+        with self.values.changed.blocked():
+            if values in self.values.choices:  # an old saved heatmap shows neither
+                self.values.value = values
+
     def set_colours(self, colours: NDArray[np.uint8], limits: tuple[float, float]) -> None:
         """Explain the heatmaps' colours: (n, 3) RGB from the lower to the upper limit of what they show."""
         rgb = np.repeat(colours[None], 10, axis=0)  # one row of pixels is nothing to Qt 6, however it is stretched

@@ -203,6 +203,7 @@ class Results(QObject):
         """Show what colours stand for in the heatmap that is seen, saved ones too, whatever colours the user chose."""
         for layer in sorted([*self._saved(), *self._maps()], key=lambda a: bool(a.visible))[-1:]:
             colours = layer.colormap.map(np.linspace(0, 1, 256) ** layer.gamma)[:, :3]
+            self._view.set_values(tag(layer)["values"])
             self._view.set_colours((255 * colours).round().astype(np.uint8), tuple(layer.contrast_limits))
 
     def _follow_opacity(self, event: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,32 @@ def test_a_click_on_classify_counts_though_the_pixel_size_was_typed_just_before(
     assert "0.25 µm/px" in panel.form.facts.text()
     qtbot.waitUntil(lambda: start.mapTo(window, start.rect().center()) != place, timeout=SECONDS)
     panel.shut_down()
+
+
+def test_a_pixel_size_that_was_typed_is_the_slides_whatever_is_pressed_next(
+    panel: Any, viewer: Any, bare_file: Path, make_slide: Any, monkeypatch: pytest.MonkeyPatch, qtbot: Any
+) -> None:
+    """What is pressed may change the layers, or the chosen slide, before the typed number is taken over."""
+    layer = panel.open_slide(bare_file)
+    held = [Qt.MouseButton.LeftButton]
+    monkeypatch.setattr(QApplication, "mouseButtons", lambda: held[0])
+
+    def type_and_press(number: float, press: Callable[[], Any]) -> None:
+        held[0] = Qt.MouseButton.LeftButton
+        panel.form.mpp.value = number
+        panel.form.mpp.native.editingFinished.emit()
+        press()
+        held[0] = Qt.MouseButton.NoButton
+        qtbot.waitUntil(lambda: slides.mpp_of(layer) == (number, number), timeout=SECONDS)
+
+    type_and_press(0.5, panel.form.draw.native.click)
+    assert panel.form.mpp.value == 0.5
+    assert "0.5 µm/px" in panel.form.facts.text()
+    type_and_press(0.4, lambda: viewer.layers.remove(viewer.layers[-1]))
+    other = make_slide("other.tif", mpp=None)
+    type_and_press(0.3, lambda: panel.open_slide(other))
+    assert slides.mpp_of(panel.form.layer) is None, "it was not typed for this slide"
+    assert panel.form.mpp.value == 0
 
 
 def test_a_slide_without_pixel_size_asks_for_it_and_becomes_calibrated(

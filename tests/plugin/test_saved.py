@@ -81,7 +81,7 @@ def test_a_saved_heatmap_has_the_colours_of_the_result_it_was_saved_from_and_is_
     assert saved.colormap.name == live.colormap.name
     assert [layer.visible for layer in (coarse, saved, live)] == [False, True, False]
     text = compat.overlay(viewer, "text").text
-    assert "10x: saved attention relative to an average patch (1 = average, the colours end at 4)" in text
+    assert "10x: saved attention, an average patch has 1 (colours 0 to 4)" in text
     assert "5x" not in text
     panel.result_view.opacity.value = 0.8
     assert saved.opacity == live.opacity == pytest.approx(0.8)
@@ -91,7 +91,10 @@ def test_a_saved_heatmap_has_the_colours_of_the_result_it_was_saved_from_and_is_
     assert panel.result_view.high.text() == "1"
     saved.visible, live.visible = True, False
     assert panel.result_view.high.text() == "4", "the colours of what is seen are explained"
+    assert panel.result_view.values.value == "relative"
     panel.result_view.scale.value = "10x"
+    assert panel.result_view.high.text() == "1"
+    assert panel.result_view.values.value == "rank"
     panel.result_view.scale.value = "Off"
     assert not saved.visible
     saved.visible = True
