@@ -179,7 +179,7 @@ def test_the_canvas_says_what_is_shown_and_that_it_is_for_research(
     layers.show_scale(viewer, uid, "2.5x")
     assert "2.5x: attention rank" in text.text
     layers.set_values(viewer, uid, prediction, "relative")
-    assert "1 = average" in text.text
+    assert "an average patch has 1" in text.text
     layers.remove_result(viewer, uid)
     layers.mark_view(viewer)
     assert not text.visible
