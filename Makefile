@@ -19,7 +19,7 @@ demo: $(VENV)/.app
 test: $(VENV)/.test lint
 	$(BIN)/npe2 validate napari-msamil
 	OMP_NUM_THREADS=1 QT_API=pyqt6 $(BIN)/python -m pytest tests/plugin -m gui -n 2 --dist loadfile
-	OMP_NUM_THREADS=1 QT_API=pyqt5 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 QT_API=pyqt5 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

@@ -17,11 +17,6 @@ if "QT_API" in os.environ:  # pytest-qt has a variable of its own, and would loa
     os.environ.setdefault("PYTEST_QT_API", os.environ["QT_API"])
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest files first, so that of processes that share the files none is left alone with one at the end."""
-    items.sort(key=lambda item: "training" not in item.path.parts)
-
-
 @pytest.fixture(scope="session")
 def test_data() -> Path:
     """Folder with the real slides and the bad inputs; the test is skipped, visibly, where it does not exist."""
