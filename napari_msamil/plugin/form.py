@@ -146,22 +146,20 @@ class Form(QWidget):
 
     def calibrate(self) -> None:
         """Put the entered pixel size on the chosen slide, where the file states none; the picture stays in place."""
+        self._take(self.layer, self.mpp.value)
+
+    def _on_entered(self) -> None:
         self._typed = self.layer, self.mpp.value
         self._take_typed()
 
-    def _on_entered(self) -> None:
-        """Take over what was typed, but not between press and release of a button, which would move away meanwhile."""
-        self._typed = self.layer, self.mpp.value
-        self._take_typed_once_released()
-
-    def _take_typed_once_released(self) -> None:
-        if QApplication.mouseButtons() == Qt.MouseButton.NoButton:
-            self._take_typed()
-        else:
-            QTimer.singleShot(50, self._take_typed_once_released)
-
     def _take_typed(self) -> None:
-        layer, value = self._typed
+        """Take over what was typed, but not between press and release of a button, which would move away meanwhile."""
+        if QApplication.mouseButtons() == Qt.MouseButton.NoButton:
+            self._take(*self._typed)
+        else:
+            QTimer.singleShot(50, self._take_typed)
+
+    def _take(self, layer: napari.layers.Image | None, value: float) -> None:
         if layer is None or layer not in self._viewer.layers or not self._asks(layer):
             return
         mpp = _possible_mpp(value)
