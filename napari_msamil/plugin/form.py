@@ -45,7 +45,6 @@ class Form(QWidget):
         super().__init__(parent)
         self._viewer = viewer
         self._slide_id = ""
-        self._typed: tuple[napari.layers.Image | None, float] = (None, 0.0)  # slide, and µm per pixel entered for it
         self._regions_chosen: dict[str, Any] = {}  # by slide, where another one was chosen since
         self.slide = ComboBox(choices=self._slides, nullable=False, tooltip="The slide to classify")
         self.open_button = PushButton(
@@ -75,6 +74,7 @@ class Form(QWidget):
         self._connect()
         _offer(self.slide, self._seen())
         self.refresh()
+        self._model_changed()
 
     def _lay_out(self) -> None:
         grid = QGridLayout(self)
@@ -102,7 +102,7 @@ class Form(QWidget):
     def _connect(self) -> None:
         self.slide.changed.connect(self._slide_changed)
         self.mpp.changed.connect(self.changed.emit)
-        self.mpp.native.editingFinished.connect(self._on_entered)
+        self.mpp.native.editingFinished.connect(self.calibrate)
         self.model.changed.connect(self._model_changed)
         self.file.changed.connect(self.changed.emit)
         self.region.changed.connect(self._region_changed)
@@ -114,7 +114,6 @@ class Form(QWidget):
         """Offer the layers that are there now; the answers stay where they still make sense."""
         _offer(self.slide, self.layer)
         self._slide_changed()
-        self._model_changed()
 
     def choose(self, layer: napari.layers.Image) -> None:
         """Select a slide layer."""
@@ -146,29 +145,23 @@ class Form(QWidget):
 
     def calibrate(self) -> None:
         """Put the entered pixel size on the chosen slide, where the file states none; the picture stays in place."""
-        self._take(self.layer, self.mpp.value)
-
-    def _on_entered(self) -> None:
-        self._typed = self.layer, self.mpp.value
-        self._take_typed()
-
-    def _take_typed(self) -> None:
-        """Take over what was typed, but not between press and release of a button, which would move away meanwhile."""
-        if QApplication.mouseButtons() == Qt.MouseButton.NoButton:
-            self._take(*self._typed)
-        else:
-            QTimer.singleShot(50, self._take_typed)
-
-    def _take(self, layer: napari.layers.Image | None, value: float) -> None:
-        if layer is None or layer not in self._viewer.layers or not self._asks(layer):
+        layer, value = self.layer, self.mpp.value
+        if layer is None or not self._asks(layer):
             return
         mpp = _possible_mpp(value)
         if mpp and mpp_of(layer) != (mpp, mpp):
             calibrate(self._viewer, layer, mpp)
+        elif value:
+            return  # the size it has, or one that `missing` complains of
+        self._show_size()
+
+    def _show_size(self) -> None:
+        """Show the pixel size, but not between press and release of a button, which would move away meanwhile."""
+        if QApplication.mouseButtons() == Qt.MouseButton.NoButton:
             self._slide_changed()
             self.recalibrated.emit()
-        elif not value:
-            self._slide_changed()  # the size that the picture has is back in the field
+        else:
+            QTimer.singleShot(50, self._show_size)
 
     @staticmethod
     def _asks(layer: napari.layers.Image) -> bool:

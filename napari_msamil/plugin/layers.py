@@ -10,7 +10,7 @@ from napari_msamil.inference.prediction import LESION_RGB
 from napari_msamil.plugin.captions import keep_marked, mark_view
 from napari_msamil.plugin.compat import remove
 from napari_msamil.plugin.outlines import CONTOURS, fit_outlines, top_colours, top_widths
-from napari_msamil.plugin.slides import HEATMAP, KEY, LESION, SAVED, TOP, result_layers, slide_layers, tag
+from napari_msamil.plugin.slides import HEATMAP, KEY, LESION, SAVED, SEEN, TOP, result_layers, slide_layers, tag
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -194,8 +194,8 @@ def show(
         remove_result(viewer, tag(slide_layer)["slide"])
         shown = _add(viewer, described)
     viewer.layers.selection = selected & set(viewer.layers)  # the user may be drawing
-    if any(layer.visible for layer in shown if tag(layer)["role"] == HEATMAP):
-        _hide_saved(viewer, tag(slide_layer)["slide"])
+    for layer in [a for a in shown if tag(a)["role"] == HEATMAP and a.visible][-1:]:
+        see_alone(viewer.layers, layer)
     mark_view(viewer)
     fit_outlines(viewer)
     return shown
@@ -260,15 +260,19 @@ def remove_orphans(viewer: napari.viewer.Viewer) -> None:
 
 def show_scale(viewer: napari.viewer.Viewer, slide_id: str, name: str | None) -> None:
     """Show one scale's heatmap of a slide, such as "20x", and hide its others and saved ones; None hides all."""
-    _hide_saved(viewer, slide_id)
-    for layer in result_layers(viewer, slide_id, HEATMAP):
-        layer.visible = tag(layer)["scale"] == name
+    for layer in [*result_layers(viewer, slide_id, SAVED), *result_layers(viewer, slide_id, HEATMAP)]:
+        layer.visible = tag(layer)["role"] == HEATMAP and tag(layer)["scale"] == name
     mark_view(viewer)
 
 
-def _hide_saved(viewer: napari.viewer.Viewer, slide_id: str) -> None:
-    for layer in result_layers(viewer, slide_id, SAVED):
-        layer.visible = False
+def see_alone(layers: Any, heatmap: napari.layers.Layer) -> None:
+    """Hide other heatmaps of the same slide, also when it comes back: seen through each other they mean nothing."""
+    key = "slide" if "slide" in tag(heatmap) else "name"
+    for other in layers:
+        mark = tag(other)
+        if other != heatmap and mark.get("role") in (HEATMAP, SAVED) and mark.get(key) == tag(heatmap)[key]:
+            other.metadata[KEY] = {**mark, SEEN: False}
+            other.visible = False
 
 
 def set_values(viewer: napari.viewer.Viewer, slide_id: str, prediction: Prediction, values: Values) -> None:
@@ -276,8 +280,7 @@ def set_values(viewer: napari.viewer.Viewer, slide_id: str, prediction: Predicti
     names = {s.name: index for index, s in enumerate(prediction.table.scales)}
     for layer in result_layers(viewer, slide_id, HEATMAP):
         heatmap = prediction.heatmap(names[tag(layer)["scale"]], values=values)
+        layer.metadata[KEY] = {**tag(layer), "values": values}  # before the limits, which are heard of
         layer.data = heatmap.array
-        layer.contrast_limits_range = heatmap.limits
-        layer.contrast_limits = heatmap.limits
-        layer.metadata[KEY] = {**tag(layer), "values": values}
+        layer.contrast_limits_range = layer.contrast_limits = heatmap.limits
     mark_view(viewer)

@@ -24,7 +24,7 @@ from napari_msamil.plugin.regions import add_region_layer, draw_on, empty_region
 from napari_msamil.plugin.result_view import ResultView
 from napari_msamil.plugin.results import Results
 from napari_msamil.plugin.run_view import RunView
-from napari_msamil.plugin.slides import SAVED, SLIDE, slide_layers, tag
+from napari_msamil.plugin.slides import HEATMAP, SAVED, SLIDE, slide_layers, tag
 from napari_msamil.plugin.stage import Stage
 from napari_msamil.plugin.watch import watch
 from napari_msamil.plugin.worker import Run
@@ -59,7 +59,6 @@ class MilPanel(QScrollArea):
         self._run_layer: Any = None
         self._progress: Progress | None = None  # of the run
         self._closed = False
-        self._eyed: list[Any] = []  # layers that were shown or hidden a moment ago
         self._asked = ""
         self._outlined_at = compat.camera(viewer).zoom
         self.form = Form(viewer)
@@ -279,6 +278,8 @@ class MilPanel(QScrollArea):
         layer.events.visible.connect(self._on_visible)
         if isinstance(layer, napari.layers.Shapes):
             layer.events.data.connect(self._on_drawn)
+        elif tag(layer).get("role") in (HEATMAP, SAVED):
+            self.results.listen(layer)
 
     def _ignore(self, layer: Any) -> None:
         layer.events.name.disconnect(self._on_layers)
@@ -300,31 +301,14 @@ class MilPanel(QScrollArea):
         self.results.follow_eye(layer)
         if tag(layer).get("role") in (SLIDE, SAVED):
             mark_view(self._viewer)
-        if "slide" in tag(layer) and not self._stage.acting:
-            self._eyed.append(layer)
+        if tag(layer).get("role") == SLIDE and not self._stage.acting:
             QTimer.singleShot(0, self._follow_eyes)  # not at once: `Stage` shows and hides several
 
     def _follow_eyes(self) -> None:
-        """Follow the user who went to another slide by the eye icons: panel and picture are of the same one.
-
-        A slide comes too when what lies on it is shown, which must not be seen on another one's tissue.
-        """
-        eyed, self._eyed = self._eyed, []
-        for layer in eyed if not self._closed else ():
-            goes_to = self._meant_by_eye(layer)
-            if goes_to is not None and goes_to != self.form.layer:
-                self.form.choose(goes_to)
-
-    def _meant_by_eye(self, layer: napari.layers.Layer) -> napari.layers.Image | None:
-        """The slide that is looked at now that a layer was shown or hidden, if that says so."""
-        slides = slide_layers(self._viewer)
-        seen = [slide for slide in slides if slide.visible]
-        if tag(layer).get("role") == SLIDE:
-            return seen[0] if len(seen) == 1 else None
-        if not (seen and layer.visible and layer in self._viewer.layers):
-            return None
-        mine = (slide for slide in slides if tag(slide)["slide"] == tag(layer).get("slide"))
-        return next((slide for slide in mine if not slide.visible), None)
+        """Follow the user who went to another slide by the eye icons: panel and picture are of the same one."""
+        seen = [slide for slide in slide_layers(self._viewer) if slide.visible]
+        if not self._closed and len(seen) == 1 and seen[0] != self.form.layer:
+            self.form.choose(seen[0])
 
     def _on_inserted(self, event: Any) -> None:
         self._listen(event.value)
@@ -355,7 +339,6 @@ class MilPanel(QScrollArea):
 
     def _on_layers(self, event: Any = None) -> None:
         self.form.refresh()
-        self._update()
         mark_view(self._viewer)
 
     def shut_down(self) -> None:

@@ -67,6 +67,7 @@ class ResultView(QWidget):
         self.empty = QLabel()
         self.empty.setWordWrap(True)
         self._why_empty: dict[str, str] = {}
+        self._maps: list[str] = []  # scales whose heatmaps are there, coarsest first
         self._shown: Prediction | None = None
         self.values = ComboBox(
             choices=[("Rank", "rank"), ("Relative to average", "relative")],
@@ -157,26 +158,37 @@ class ResultView(QWidget):
         choices = list(self.scale.choices)
         self.scale.value = choices[(choices.index(self.scale.value) + by) % len(choices)]
 
+    @property
+    def finest(self) -> str:
+        """The finest scale whose heatmap is there."""
+        return self._maps[-1]
+
     def shows(self, prediction: Prediction | None) -> bool:
         """Whether a result is the one that is filled in."""
         return prediction is not None and prediction is self._shown
 
     def set_scale(self, name: str) -> None:
-        """Name the scale that is shown, or "Off", and why its heatmap is empty if it is; nothing is asked of anyone."""
+        """Name the heatmap that is shown, or "Off", and why it is empty if it is; nothing is asked of anyone.
+
+        A saved one is a choice only while it is shown.
+        """
+        names = [OFF, *self._maps]
         with self.scale.changed.blocked():
+            self.scale.choices = names if name in names else [*names, name]
             self.scale.value = name
         why = self._why_empty.get(name, "")
         self.empty.setText(why)
         self.empty.setVisible(bool(why))
-        self.next.enabled = not why and len(self.scale.choices) > 1
+        self.next.enabled = not why and bool(self._maps)
 
     def set_opacity(self, opacity: float) -> None:
         """Say how opaque the heatmaps are; nothing is asked of anyone."""
         with self.opacity.changed.blocked():
             self.opacity.value = opacity
 
-    def set_values(self, values: str) -> None:
-        """Name what the heatmap that is seen shows; nothing is asked of anyone."""
+    def set_values(self, values: str, *, fixed: bool) -> None:
+        """Name what the heatmap that is seen shows, and whether that is `fixed`; nothing is asked of anyone."""
+        self.values.enabled = not fixed
         with self.values.changed.blocked():
             if values in self.values.choices:  # an old saved heatmap shows neither
                 self.values.value = values
@@ -197,8 +209,6 @@ class ResultView(QWidget):
         *,
         maps: Collection[str],
         scale: str,
-        values: str,
-        opacity: float,
         outdated: str = "",
     ) -> None:
         """Fill in a result.
@@ -206,12 +216,23 @@ class ResultView(QWidget):
         Args:
             prediction: the result.
             maps: scales whose heatmaps are there; the user may have removed some.
-            scale, values, opacity: how its maps are shown now.
+            scale: the heatmap that is shown, or "Off".
             outdated: what has changed since it was made, if anything has.
         """
         if prediction is not self._shown:
             self._shown = prediction
-            self.say("")
+            self._fill(prediction)
+        self._maps = [s.name for s in reversed(prediction.table.scales) if s.name in maps]  # as one zooms in
+        self.set_scale(scale)
+        said = [text for text in (outdated, prediction.fallback, *prediction.notes) if text]
+        name = prediction.slide_path.name  # stays as it is written
+        sentences = [text if text.startswith(name) else text[:1].upper() + text[1:] for text in said]
+        self.warning.setText("\n".join(f"⚠ {text}" for text in sentences))
+        self.warning.setVisible(bool(said))
+
+    def _fill(self, prediction: Prediction) -> None:
+        """What stays as long as it is this result."""
+        self.say("")
         lines = [f"{name}  {percent(probability)}".replace(" %", "\u00a0%") for name, probability in prediction.found]
         self.headline.setText("\n".join(lines) or prediction.headline)
         self._style_texts()
@@ -220,18 +241,7 @@ class ResultView(QWidget):
         use = prediction.intended_use
         self.notice.setText(f"Model: {prediction.model_name}\n{use}{'' if RESEARCH_USE in use else f' {RESEARCH_USE}'}")
         self._fill_bars(prediction)
-        self.set_opacity(opacity)
-        with self.scale.changed.blocked(), self.values.changed.blocked():
-            names = [s.name for s in reversed(prediction.table.scales) if s.name in maps]  # as one zooms in
-            self.scale.choices = [OFF, *names]
-            self.values.value = values
         self._why_empty = {s.name: why_empty(prediction, i) for i, s in enumerate(prediction.table.scales)}
-        self.set_scale(scale)
-        said = [text for text in (outdated, prediction.fallback, *prediction.notes) if text]
-        name = prediction.slide_path.name  # stays as it is written
-        sentences = [text if text.startswith(name) else text[:1].upper() + text[1:] for text in said]
-        self.warning.setText("\n".join(f"⚠ {text}" for text in sentences))
-        self.warning.setVisible(bool(said))
         self.facts.setText(facts(prediction))
 
     def _fill_bars(self, prediction: Prediction) -> None:

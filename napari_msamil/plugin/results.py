@@ -17,13 +17,14 @@ from napari_msamil.plugin.captions import made_with
 from napari_msamil.plugin.outlines import mark_patch
 from napari_msamil.plugin.regions import closed, polygons
 from napari_msamil.plugin.result_view import OFF
-from napari_msamil.plugin.slides import HEATMAP, KEY, SAVED, TOP, mpp_of, result_layers, slide_layers, tag
+from napari_msamil.plugin.slides import HEATMAP, KEY, SAVED, TOP, mpp_of, result_layers, tag
 
 if TYPE_CHECKING:
     import napari.layers
     import napari.viewer
     from qtpy.QtWidgets import QWidget
 
+    from napari_msamil.inference.heatmap import Values
     from napari_msamil.inference.prediction import Prediction
     from napari_msamil.plugin.form import Form
     from napari_msamil.plugin.result_view import ResultView
@@ -55,13 +56,12 @@ class Results(QObject):
         self._closed = False
         self._folder = ""  # where the last result was saved
         self._visited: dict[str, tuple[int, int]] = {}  # by slide: scale of the last patch shown, its place
+        self._values: Values = "rank"  # what the user chose last, for the next result
         view.scale_chosen.connect(self._show_scale)
         view.values_chosen.connect(self._show_values)
         view.opacity_chosen.connect(self._show_opacity)
         view.next_asked.connect(self._show_next)
         view.save_asked.connect(self._ask_where_to_save)
-        for layer in slide_layers(viewer):
-            self._listen(layer)
 
     def of(self, layer: napari.layers.Image) -> Prediction | None:
         """The latest result of a slide layer, if there is one."""
@@ -78,16 +78,12 @@ class Results(QObject):
         """
         self.forget(layer)
         layer.metadata[KEY] = {**tag(layer), "result": prediction, "model": model}
-        layers.show(self._viewer, layer, prediction, values=self._view.values.value)
-        self._listen(layer)
+        layers.show(self._viewer, layer, prediction, values=self._values)
 
-    def _listen(self, layer: napari.layers.Layer) -> None:
-        """Notice when the user gives a slide's heatmaps other colours, or another opacity, which they share."""
-        for heatmap in result_layers(self._viewer, tag(layer)["slide"], HEATMAP):
-            heatmap.events.colormap.connect(self._explain_colours)
-            heatmap.events.gamma.connect(self._explain_colours)
-            heatmap.events.contrast_limits.connect(self._explain_colours)
-            heatmap.events.opacity.connect(self._follow_opacity)
+    def listen(self, heatmap: napari.layers.Layer) -> None:
+        """Notice when the user gives a heatmap, of a result or saved, other colours or another opacity."""
+        for look in ("colormap", "gamma", "contrast_limits", "opacity"):
+            heatmap.events[look].connect(self._explain_look)
 
     def forget(self, layer: napari.layers.Layer) -> None:
         """Drop the result of a slide layer; its layers are not touched."""
@@ -100,18 +96,13 @@ class Results(QObject):
         self._view.setVisible(prediction is not None)
         if prediction is None:
             return
-        maps = self._maps()
-        values = next((tag(layer)["values"] for layer in maps), "rank")
-        opacity = next((layer.opacity for layer in maps), 0.5)
         self._view.show_prediction(
             prediction,
-            maps=[tag(layer)["scale"] for layer in maps],
+            maps=[tag(layer)["scale"] for layer in self._maps()],
             scale=self._shown_scale(),
-            values=values,
-            opacity=opacity,
             outdated=self._outdated(prediction),
         )
-        self._explain_colours()
+        self._explain_look()
         self._say_place()
 
     def _outdated(self, prediction: Prediction) -> str:
@@ -139,10 +130,10 @@ class Results(QObject):
 
     def follow_eye(self, layer: napari.layers.Layer) -> None:
         """Name the scale that is shown now that a layer was shown or hidden."""
-        ours = layer in [*self._maps(), *self._saved()]
+        ours = layer in [*self._maps(), *self._saved(), *self._top()]
         if ours and self._view.shows(self.of(self._form.layer)):  # else `refresh` is still to come
             self._view.set_scale(self._shown_scale())
-            self._explain_colours()
+            self._explain_look()
             self._say_place()
 
     def save(self, folder: str | Path) -> None:
@@ -195,25 +186,28 @@ class Results(QObject):
     def _saved(self) -> list[Any]:
         return result_layers(self._viewer, self._slide_id(), SAVED)
 
-    def _shown_scale(self) -> str:
-        visible = [str(tag(layer)["scale"]) for layer in self._maps() if layer.visible]
-        return visible[-1] if visible else OFF
+    def _top(self) -> list[Any]:
+        return result_layers(self._viewer, self._slide_id(), TOP)
 
-    def _explain_colours(self, event: Any = None) -> None:
-        """Show what colours stand for in the heatmap that is seen, saved ones too, whatever colours the user chose."""
+    def _shown_scale(self) -> str:
+        """Scale of the heatmap that is seen, as the view names it; "Off" where none is."""
+        names = [f"saved {tag(layer)['scale']}" for layer in self._saved() if layer.visible]
+        names += [str(tag(layer)["scale"]) for layer in self._maps() if layer.visible]
+        return names[-1] if names else OFF
+
+    def _explain_look(self, event: Any = None) -> None:
+        """Show how the heatmap that is seen looks, a saved one too, and what its colours stand for."""
         for layer in sorted([*self._saved(), *self._maps()], key=lambda a: bool(a.visible))[-1:]:
             colours = layer.colormap.map(np.linspace(0, 1, 256) ** layer.gamma)[:, :3]
-            self._view.set_values(tag(layer)["values"])
+            self._view.set_values(tag(layer)["values"], fixed=tag(layer)["role"] == SAVED)
             self._view.set_colours((255 * colours).round().astype(np.uint8), tuple(layer.contrast_limits))
-
-    def _follow_opacity(self, event: Any) -> None:
-        if event.source in self._maps():
-            self._view.set_opacity(event.source.opacity)
+            self._view.set_opacity(layer.opacity)
 
     def _show_scale(self, name: str) -> None:
         layers.show_scale(self._viewer, self._slide_id(), None if name == OFF else name)
 
     def _show_values(self, values: Any) -> None:
+        self._values = values
         layers.set_values(self._viewer, self._slide_id(), self._chosen(), values)
 
     def _show_opacity(self, opacity: float) -> None:
@@ -224,8 +218,8 @@ class Results(QObject):
         """Centre the next patch of the shown scale, most attention first, at its own magnification."""
         layer, prediction = self._form.layer, self._chosen()
         names = [scale.name for scale in prediction.table.scales]
-        if self._shown_scale() == OFF:
-            self._show_scale(str(self._view.scale.choices[-1]))  # the finest
+        if self._shown_scale() not in names:
+            self._show_scale(self._view.finest)
         scale = names.index(self._shown_scale())
         best = prediction.top_patches(scale, layers.TOP_COUNT)
         if layer is None or not len(best):
@@ -235,7 +229,7 @@ class Results(QObject):
         place = (place + 1) % len(best) if before == scale else 0
         self._visited[self._slide_id()] = scale, place
         mark_patch(self._viewer, self._slide_id(), names[scale], place + 1)
-        for outlined in result_layers(self._viewer, self._slide_id(), TOP):
+        for outlined in self._top():
             outlined.visible = True  # which patch is meant must be seen
         centre = layer.data_to_world(layers.patch_box(prediction, int(best[place])).mean(axis=0))
         pixel = prediction.table.footprint(scale)[0] / prediction.table.scales[scale].patch_px  # of the patch, level-0

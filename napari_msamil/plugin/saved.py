@@ -10,8 +10,8 @@ from napari.utils.notifications import show_warning
 
 from napari_msamil.inference.heatmap import limits_of, read_heatmap
 from napari_msamil.plugin.captions import keep_marked, mark_view
-from napari_msamil.plugin.layers import HEATMAP_LOOK, place
-from napari_msamil.plugin.slides import HEATMAP, KEY, SAVED, SEEN, is_foreign, slide_layers, slide_of, slides_among, tag
+from napari_msamil.plugin.layers import HEATMAP_LOOK, place, see_alone
+from napari_msamil.plugin.slides import KEY, SAVED, SEEN, is_foreign, slide_layers, slide_of, slides_among, tag
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -35,8 +35,7 @@ def from_file(path: str | Path, viewer: napari.viewer.Viewer | None) -> LayerDat
     array, where = found
     patches = where.get("patches")  # that share the attention; earlier results do not tell
     values: Values = "relative" if patches else "attention"
-    if patches:
-        array = array * np.float32(patches)
+    array = array * np.float32(patches or 1)
     cell, downsample, origin = (np.array(where[name])[::-1] for name in ("mpp", "downsample", "origin_level0_px"))
     slides = [] if viewer is None else slide_layers(viewer)
     slide = max((a for a in slides if _made_of(where, a)), key=lambda a: bool(a.visible), default=None)
@@ -63,7 +62,7 @@ def from_file(path: str | Path, viewer: napari.viewer.Viewer | None) -> LayerDat
         keywords["visible"] = viewer is None or not any(is_foreign(a, None) for a in viewer.layers if a.visible)
     else:
         keywords |= place(slide, where["downsample"], where["origin_level0_px"])
-        mark |= {"slide": tag(slide)["slide"], SEEN: True}
+        mark |= {"slide": tag(slide)["slide"], SEEN: not slide.visible}
         keywords["visible"] = slide.visible
     return array, {**keywords, "metadata": {KEY: mark}}, "image"
 
@@ -79,21 +78,16 @@ def _made_of(where: Mapping[str, Any], slide: napari.layers.Image) -> bool:
         return False
 
 
-def lay_on(slide: napari.layers.Image, heatmap: napari.layers.Image) -> bool:
-    """Lay a saved heatmap on a slide that was opened after it, or hide it where the slide is another one's.
-
-    Returns:
-        Whether it is this slide's.
-    """
+def lay_on(slide: napari.layers.Image, heatmap: napari.layers.Image, layers: Any) -> bool:
+    """Lay a saved heatmap on a slide that was opened after it; says whether it is this slide's."""
     where = tag(heatmap)["where"]
     ours = _made_of(where, slide)
     if ours:
         for name, value in place(slide, where["downsample"], where["origin_level0_px"]).items():
             setattr(heatmap, name, value)
         heatmap.metadata[KEY] = {**tag(heatmap), "slide": tag(slide)["slide"]}
-    elif heatmap.visible:
-        say_hidden(heatmap)
-    heatmap.visible = ours
+        heatmap.visible = True
+        see_alone(layers, heatmap)
     return ours
 
 
@@ -112,15 +106,6 @@ def loose(layers: Sequence[Any]) -> list[Any]:
     return [layer for layer in layers if tag(layer).get("role") == SAVED and tag(layer).get("slide") not in there]
 
 
-def _hide_others(viewer: napari.viewer.Viewer, heatmap: napari.layers.Layer) -> None:
-    """Hide other heatmaps of the same slide: seen through each other, their colours mean nothing."""
-    key = "slide" if "slide" in tag(heatmap) else "name"
-    for other in viewer.layers:
-        mark = tag(other)
-        if other != heatmap and mark.get("role") in (HEATMAP, SAVED) and mark.get(key) == tag(heatmap)[key]:
-            other.visible = False
-
-
 def mark_when_added(viewer: napari.viewer.Viewer, described: LayerData) -> None:
     """Let the canvas text speak of a saved heatmap from when it is added, as it does of a result."""
 
@@ -129,9 +114,8 @@ def mark_when_added(viewer: napari.viewer.Viewer, described: LayerData) -> None:
             viewer.layers.events.inserted.disconnect(mark)
             keep_marked(viewer, [event.value])
             mark_view(viewer)
-            if event.value.visible:
-                _hide_others(viewer, event.value)
-            else:
+            see_alone(viewer.layers, event.value)
+            if not event.value.visible:
                 say_hidden(event.value, there="slide" in tag(event.value))
 
     viewer.layers.events.inserted.connect(mark, position="last")

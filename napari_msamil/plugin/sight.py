@@ -8,22 +8,23 @@ from typing import TYPE_CHECKING, Any
 from qtpy.QtCore import QTimer
 
 from napari_msamil.plugin.saved import say_hidden
-from napari_msamil.plugin.slides import HEATMAP, KEY, LESION, SAVED, TOP, is_foreign, slides_among, tag
+from napari_msamil.plugin.slides import HEATMAP, KEY, LESION, SAVED, SEEN, TOP, is_foreign, slides_among, tag
 
 if TYPE_CHECKING:
     import napari.layers
 
 _EVIDENCE = (LESION, HEATMAP, TOP, SAVED)
-_WAITS = "waits"  # in the mark of evidence: hidden because its slide was
 _awaited: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()  # by layer: turns of its that are to come
+_settling: weakref.WeakSet[Any] = weakref.WeakSet()  # evidence that `settle` shows or hides just now
 
 
 def follow_eye(layer: napari.layers.Layer, layers: Any) -> None:
     """See to it that evidence lies on its own tissue whenever a layer among `layers` is shown or hidden."""
 
     def follow(event: Any) -> None:
-        _awaited[layer] = _awaited.get(layer, 0) + 1
-        settle_soon(layers, layer)
+        if layer not in _settling:
+            _awaited[layer] = _awaited.get(layer, 0) + 1
+            settle_soon(layers, layer)
 
     layer.events.visible.connect(follow)
 
@@ -48,16 +49,23 @@ def settle(layers: Any, shown: napari.layers.Layer | None = None) -> None:
     for layer in [a for a in layers if tag(a).get("role") in _EVIDENCE]:
         slide = slides.get(tag(layer).get("slide"))
         if slide is not None and slide.visible:
-            if tag(layer).get(_WAITS):
-                layer.metadata[KEY] = {**tag(layer), _WAITS: False}
-                layer.visible = True
+            if tag(layer).get(SEEN):
+                _see(layer, True, later=False)
         elif not layer.visible or _awaited.get(layer):
             continue
         elif any(is_foreign(other, slide) for other in layers if other.visible):
             if slide is not None and layer is shown:
-                slide.visible = True
+                for other in slides_among(layers):
+                    other.visible = other == slide
                 continue
-            layer.metadata[KEY] = {**tag(layer), _WAITS: slide is not None}
-            layer.visible = False
+            _see(layer, False, later=slide is not None)
             if tag(layer)["role"] == SAVED and slide is None:
                 say_hidden(layer)
+
+
+def _see(layer: napari.layers.Layer, visible: bool, *, later: bool) -> None:
+    """Show or hide evidence, and note whether it comes back with its slide; that is not the user's doing."""
+    layer.metadata[KEY] = {**tag(layer), SEEN: later}
+    _settling.add(layer)
+    layer.visible = visible
+    _settling.discard(layer)

@@ -132,12 +132,18 @@ class Stage(QObject):
 
     def _go_to(self, view: tuple[float, ...]) -> None:
         self._whole = None
+        px = self._px()
         camera = compat.camera(self._viewer)
-        camera.center, camera.zoom = view[:-1], view[-1]
+        camera.center, camera.zoom = tuple(px * c for c in view[:-1]), view[-1] / px
 
     def _view(self) -> tuple[float, ...]:
+        """Centre and zoom in pixels of the chosen slide, whose size may come to be known later."""
+        px = self._px()
         camera = compat.camera(self._viewer)
-        return (*camera.center, camera.zoom)
+        return (*(c / px for c in camera.center), camera.zoom * px)
+
+    def _px(self) -> float:
+        return 1.0 if self._chosen is None else float(self._chosen.scale[-1])
 
     def _share_unit(self, chosen: napari.layers.Image | None) -> None:
         """Give what lies on the other slides the chosen one's unit: where units differ napari shows a bar without one.
@@ -159,6 +165,7 @@ class Stage(QObject):
             for layer in [a for a in self._viewer.layers if "slide" in tag(a)]:
                 mark = tag(layer)
                 if mark["slide"] == self._slide_id:
+                    layer.metadata[KEY] = {**mark, SEEN: False}
                     layer.visible = mark["role"] == SLIDE or layer.visible or mark.get(SEEN, False)
                 elif mark["slide"] == left:
                     layer.metadata[KEY] = {**mark, SEEN: layer.visible}

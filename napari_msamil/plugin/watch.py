@@ -84,7 +84,7 @@ def _attend(event: Any) -> None:
     prefetcher.look_around(layer)
     _name_alike(layer, event.source)
     for heatmap in loose(event.source):
-        if lay_on(layer, heatmap):
+        if lay_on(layer, heatmap, event.source):
             _tie(heatmap, event.source)
 
 

@@ -103,7 +103,7 @@ def test_a_click_on_classify_counts_though_the_pixel_size_was_typed_just_before(
     assert start.mapTo(window, start.rect().center()) == place
     qtbot.mouseRelease(window.windowHandle(), Qt.MouseButton.LeftButton, pos=place)
     assert panel.running
-    assert "0.25 µm/px" in panel.form.facts.text()
+    qtbot.waitUntil(lambda: "0.25 µm/px" in panel.form.facts.text(), timeout=SECONDS)
     qtbot.waitUntil(lambda: start.mapTo(window, start.rect().center()) != place, timeout=SECONDS)
     panel.shut_down()
 

@@ -164,10 +164,12 @@ def test_a_regions_outline_is_drawn_as_thin_close_up_as_from_far(
 def test_values_and_opacity_change_all_maps(panel: Any, viewer: Any, slide_file: Path, qtbot: Any) -> None:
     panel.open_slide(slide_file)
     run(panel, qtbot)
-    panel.result_view.values.value = "relative"
-    panel.result_view.opacity.value = 0.25
     maps = [a for a in viewer.layers if slides.tag(a).get("role") == "heatmap"]
-    assert {tuple(a.contrast_limits) for a in maps} == {(0.0, 4.0)}
+    for values, limits in (("relative", (0.0, 4.0)), ("rank", (0.0, 1.0)), ("relative", (0.0, 4.0))):
+        panel.result_view.values.value = values
+        assert panel.result_view.values.value == values, "the box says what was picked"
+        assert {tuple(a.contrast_limits) for a in maps} == {limits}
+    panel.result_view.opacity.value = 0.25
     assert [a.opacity for a in maps] == pytest.approx([0.25] * 3)
 
 

@@ -400,7 +400,7 @@ def test_without_the_panel_too_a_saved_heatmap_is_seen_on_its_own_slide_only(
     assert heatmap.visible
     viewer.layers.remove(slide)
     other = opened(bare_file)
-    assert not heatmap.visible
+    qtbot.waitUntil(lambda: not heatmap.visible)
     again = opened(prediction.slide_path)
     qtbot.waitUntil(lambda: list(viewer.layers) == [other, again, heatmap])
     assert heatmap.visible

@@ -23,7 +23,7 @@ def test_every_class_that_is_found_has_a_line_and_none_is_said(qtbot: Any, slide
     view = ResultView()
     qtbot.addWidget(view)
     one = classify(slide_file, model_file, device="cpu")
-    how: dict[str, Any] = {"maps": [], "scale": "Off", "values": "rank", "opacity": 0.5}
+    how: dict[str, Any] = {"maps": [], "scale": "Off"}
     view.show_prediction(one, **how)
     assert view.headline.text() == one.headline.replace(" (", "  ").rstrip(")").replace(" %", "\u00a0%")
     assert NOT_EXCLUSIVE not in view.facts.text()
@@ -62,7 +62,7 @@ def test_patches_are_counted_that_were_read_and_names_of_files_stay_as_they_are(
     lost = np.where(np.arange(len(whole.table)) == int(np.flatnonzero(whole.table.scale == 0)[0]), np.nan, 1.0)
     name = whole.slide_path.name
     partly = replace(whole, attention=(whole.attention * lost).astype(np.float32), notes=(f"{name} says", "one more"))
-    view.show_prediction(partly, maps=[], scale="Off", values="rank", opacity=0.5)
+    view.show_prediction(partly, maps=[], scale="Off")
     finest, count = whole.table.scales[0].name, int((whole.table.scale == 0).sum())
     assert f"Patches: {finest} {count - 1} " in view.facts.text()
     assert view.warning.text().split("\n")[-2:] == [f"⚠ {name} says", "⚠ One more"]

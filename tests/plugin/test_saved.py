@@ -15,7 +15,7 @@ from napari.utils.notifications import notification_manager
 from napari_msamil.inference.heatmap import read_heatmap
 from napari_msamil.inference.prediction import RESEARCH_USE
 from napari_msamil.plugin import compat
-from pressing import SECONDS, run
+from pressing import SECONDS, run, shown
 
 pytestmark = pytest.mark.gui
 
@@ -46,9 +46,9 @@ def test_a_saved_heatmap_is_opened_beside_its_slide(
     while len(viewer.layers) > 2:
         viewer.layers.remove(viewer.layers[1])
     text = compat.overlay(viewer, "text")
-    for shown in (True, False, True):
-        viewer.layers[-1].visible = shown
-        assert (RESEARCH_USE in text.text and "10x: saved attention" in text.text and text.visible) == shown
+    for seen in (True, False, True):
+        viewer.layers[-1].visible = seen
+        assert (RESEARCH_USE in text.text and "10x: saved attention" in text.text and text.visible) == seen
     other = panel.open_slide(make_slide("other.tif"))
     assert not viewer.layers[1].visible, "it goes with its slide"
     assert RESEARCH_USE not in text.text
@@ -92,9 +92,19 @@ def test_a_saved_heatmap_has_the_colours_of_the_result_it_was_saved_from_and_is_
     saved.visible, live.visible = True, False
     assert panel.result_view.high.text() == "4", "the colours of what is seen are explained"
     assert panel.result_view.values.value == "relative"
+    assert not panel.result_view.values.enabled, "a saved heatmap shows what its file holds"
+    assert panel.result_view.scale.value == "saved 10x"
+    saved.opacity, saved.colormap = 0.3, "gray"
+    assert panel.result_view.opacity.value == pytest.approx(0.3)
+    ends = panel.result_view.colours.pixmap().toImage()
+    assert ends.pixelColor(255, 0).getRgb()[:3] == (255, 255, 255)
     panel.result_view.scale.value = "10x"
     assert panel.result_view.high.text() == "1"
     assert panel.result_view.values.value == "rank"
+    assert panel.result_view.values.enabled
+    assert panel.result_view.opacity.value == pytest.approx(0.8)
+    assert list(panel.result_view.scale.choices) == ["Off", "2.5x", "5x", "10x"]
+    saved.visible = True
     panel.result_view.scale.value = "Off"
     assert not saved.visible
     saved.visible = True
@@ -104,6 +114,54 @@ def test_a_saved_heatmap_has_the_colours_of_the_result_it_was_saved_from_and_is_
     live.visible = True
     run(panel, qtbot)
     assert not saved.visible
+
+
+def test_one_heatmap_of_a_slide_comes_back_with_it_however_many_came_meanwhile(
+    panel: Any, viewer: Any, slide_file: Path, make_slide: Any, tmp_path: Path, qtbot: Any
+) -> None:
+    slide = panel.open_slide(slide_file)
+    run(panel, qtbot)
+    panel.results.save(tmp_path)
+    qtbot.waitUntil(lambda: panel.result_view.save.enabled, timeout=SECONDS)
+
+    def open_saved(*names: str) -> None:
+        for name in names:
+            viewer.open(tmp_path / "square" / f"attention_{name}.tif", plugin="napari-msamil")
+
+    def maps_seen() -> list[str]:
+        return [name for name in shown(viewer) if "attention" in name]
+
+    other = panel.open_slide(make_slide("other.tif"))
+    open_saved("5x", "10x")
+    panel.form.choose(slide)
+    qtbot.wait(50)
+    assert maps_seen() == ["square | saved attention 10x"]
+    panel.run_view.start.native.click()
+    panel.form.choose(other)
+    qtbot.waitUntil(lambda: not panel.running, timeout=SECONDS)
+    panel.form.choose(slide)
+    qtbot.wait(50)
+    assert len(maps_seen()) == 1
+    viewer.layers.clear()
+    open_saved("2.5x", "5x", "10x")
+    panel.open_slide(slide_file)
+    qtbot.wait(50)
+    assert len(maps_seen()) == 1
+
+
+def test_a_saved_heatmap_of_a_hidden_slide_comes_back_with_it_without_the_panel_too(
+    panel: Any, viewer: Any, slide_file: Path, tmp_path: Path, qtbot: Any
+) -> None:
+    file = save_result(panel, slide_file, tmp_path, qtbot)
+    slide = panel.form.layer
+    panel.shut_down()
+    [saved] = viewer.open(file, plugin="napari-msamil")
+    assert not saved.visible
+    slide.visible = True
+    qtbot.waitUntil(lambda: saved.visible, timeout=SECONDS)
+    saved.visible = False
+    qtbot.wait(50)
+    assert not saved.visible, "the user hid it"
 
 
 def test_a_heatmap_saved_before_its_file_told_the_number_of_patches_shows_shares(
@@ -136,7 +194,7 @@ def test_a_saved_heatmap_lies_on_no_slide_but_its_own_whichever_comes_first(
     text = compat.overlay(viewer, "text")
     said = len(notification_manager.records)
     bare = panel.open_slide(bare_file)
-    assert not heatmap.visible
+    qtbot.waitUntil(lambda: not heatmap.visible, timeout=SECONDS)
     assert RESEARCH_USE not in text.text
     assert [hidden in record.message for record in notification_manager.records[said:]] == [True]
     assert [str(unit) for unit in viewer.layers.extent.units] == ["pixel", "pixel"], "the scale bar is the slide's"

@@ -116,7 +116,8 @@ def test_evidence_is_hidden_with_its_slide_while_another_picture_is_seen_and_com
     one, two = pair
     heatmap = viewer.layers["first | attention 10x"]
     one.visible = heatmap.visible = True
-    qtbot.wait(20)
+    qtbot.waitUntil(lambda: viewer.layers["first | lesion"].visible, timeout=SECONDS)  # as the slide was left
+    qtbot.wait(200)
     assert panel.form.layer == two, "both are seen"
     assert heatmap.visible
     one.visible = False

@@ -80,6 +80,19 @@ def test_a_view_that_the_user_moved_stays_until_all_is_asked_for(
     wait_for_all_of_it(viewer, qtbot)
 
 
+def test_all_of_a_slide_is_seen_still_when_its_pixel_size_was_entered(
+    docked: tuple[Any, MilPanel], make_slide: Callable[..., Path], qtbot: Any
+) -> None:
+    viewer, panel = docked
+    panel.open_slide(make_slide("wide.tif", size=(2400, 600), mpp=None))
+    wait_for_all_of_it(viewer, qtbot)
+    panel.form.mpp.value = 0.25
+    panel.form.mpp.native.editingFinished.emit()
+    wait_for_all_of_it(viewer, qtbot)
+    resize(viewer, 1000, qtbot)
+    wait_for_all_of_it(viewer, qtbot)
+
+
 def test_home_shows_the_chosen_slide_and_not_what_is_hidden(
     docked: tuple[Any, MilPanel], wide: Path, make_slide: Callable[..., Path], qtbot: Any
 ) -> None:
