@@ -152,6 +152,9 @@ def classify(
         ),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace earlier results.")] = False,
+    skip_existing: Annotated[
+        bool, typer.Option("--skip-existing", help="Go on: leave out slides whose same result is there already.")
+    ] = False,
     max_read_errors: Annotated[
         float,
         typer.Option(
@@ -162,6 +165,7 @@ def classify(
     """Classify slide files; write class probabilities, lesion mask and attention maps of each. Research use only."""
     from napari_msamil.inference.classify import Request, open_model, ready_model
     from napari_msamil.inference.geojson import read_polygons
+    from napari_msamil.inference.result import is_done, result_folder
 
     _refuse_same_names(slides)
     with _value_of("--region"):
@@ -173,12 +177,15 @@ def classify(
     failed: list[tuple[Path, str]] = []
     for slide in slides:
         request = Request(slide, loaded, mpp, device.value, polygons, max_read_errors=max_read_errors)
+        if skip_existing and is_done(result_folder(slide, out), request):
+            print(f"{slide.name}: done already in {result_folder(slide, out)}")
+            continue
         try:
             _classify_one(request, out, overwrite=overwrite)
         except MissingMppError as error:
             failed.append((slide, _by_option(error, "--mpp")))
         except ResultExistsError as error:
-            failed.append((slide, _by_option(error, "--out, --overwrite")))
+            failed.append((slide, _by_option(error, "--out" if overwrite else "--out, --overwrite")))
         except UnreadablePatchesError as error:
             share = "a larger share" if max_read_errors else "a share"
             failed.append((slide, f"{error} Or accept {share} of unreadable patches: --max-read-errors."))

@@ -128,6 +128,35 @@ def test_an_existing_result_is_a_failure_until_overwrite_is_given(
     with slides[0].open("ab") as file:
         file.write(b"another")
     assert another in runner.invoke(app, [*command, "--overwrite"]).stdout
+    (tmp_path / "out" / "one" / "prediction.json").unlink()
+    foreign = runner.invoke(app, [*command, "--overwrite"])
+    assert "no result of ours" in foreign.stderr
+    assert "--overwrite" not in foreign.stderr, "it does not help"
+
+
+def test_a_call_that_was_stopped_goes_on(slides: list[Path], model_file: Path, tmp_path: Path) -> None:
+    go_on = ["classify", "--out", str(tmp_path / "out"), "--model", str(model_file), "--skip-existing"]
+    runner.invoke(app, [*go_on, str(slides[0])])
+    file = tmp_path / "out" / "one" / "prediction.json"
+    first = file.read_bytes()
+    done = runner.invoke(app, [*go_on, *map(str, slides)])
+    assert done.exit_code == 0, done.output
+    assert f"one.tif: done already in {file.parent}" in done.stdout
+    assert (tmp_path / "out" / "Präparat 二" / "prediction.json").is_file()
+    assert file.read_bytes() == first
+    other = tmp_path / "region.geojson"
+    corners = [[0, 0], [400, 0], [400, 400], [0, 400], [0, 0]]
+    other.write_text(json.dumps({"type": "Polygon", "coordinates": [corners]}))
+    for asked in (["--mpp", "0.9"], ["--region", str(other)]):
+        refused = runner.invoke(app, [*go_on, str(slides[0]), *asked])
+        assert refused.exit_code == 1, "what is there is another result"
+        assert file.read_bytes() == first
+        assert runner.invoke(app, [*go_on, str(slides[0]), *asked, "--overwrite"]).exit_code == 0
+        assert "done already" in runner.invoke(app, [*go_on, str(slides[0]), *asked]).stdout
+        first = file.read_bytes()
+    with slides[1].open("ab") as slide:
+        slide.write(b"another")
+    assert runner.invoke(app, [*go_on, str(slides[1])]).exit_code == 1
 
 
 def test_ctrl_c_says_at_which_slide(model_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -308,14 +337,14 @@ def test_several_slides_load_the_model_once(
 ) -> None:
     from napari_msamil.models import model
 
-    loaded: list[Path] = []
+    loaded: list[str] = []
     load = model.load_model
     monkeypatch.setattr(model, "load_model", lambda path, **named: (loaded.append(path), load(path, **named))[1])
     done = runner.invoke(
         app, ["classify", *map(str, slides), "--out", str(tmp_path / "out"), "--model", str(model_file)]
     )
     assert done.exit_code == 0, done.output
-    assert loaded == [model_file]
+    assert loaded == [str(model_file)]
     facts = [json.loads(file.read_text(encoding="utf-8")) for file in (tmp_path / "out").glob("*/prediction.json")]
     assert {f["model"]["sha256"] for f in facts} == {load(model_file).sha256}
 

@@ -9,18 +9,19 @@ import os
 import shutil
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from napari_msamil.errors import MsamilError, ResultExistsError
 from napari_msamil.files import TEMPORARY
-from napari_msamil.inference.geojson import mask_feature_collection
+from napari_msamil.inference.geojson import mask_feature_collection, multipolygon
 from napari_msamil.inference.heatmap import write_heatmap
 from napari_msamil.inference.overview import draw_overview
 from napari_msamil.inference.prediction import LESION_RGB, RESEARCH_USE
 
 if TYPE_CHECKING:
+    from napari_msamil.inference.classify import Request
     from napari_msamil.inference.prediction import Prediction
 
 SUMMARY = "prediction.json"
@@ -56,11 +57,35 @@ def same_slide(folder: Path, prediction: Prediction) -> bool:
     """Whether the result in a folder is of the same slide file as a prediction, by its name and sizes."""
     facts = ("name", "file_bytes", "width_px", "height_px")
     try:
-        earlier = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))["slide"]
+        earlier = _read_summary(folder)["slide"]
         found = [earlier[fact] for fact in facts]
     except (OSError, ValueError, KeyError, TypeError):
         return False
     return found == [prediction.summary()["slide"][fact] for fact in facts]
+
+
+def is_done(folder: Path, request: Request) -> bool:
+    """Whether the result in a folder is what a request, whose model is loaded, would make again.
+
+    Slide file (name and bytes), model, region and pixel size are the same; how many read errors it accepts may differ.
+    """
+    try:
+        earlier = _read_summary(folder)
+        slide = earlier["slide"]
+        found = slide["name"], slide["file_bytes"], earlier["model"]["sha256"], earlier["region"]
+        mpp, source = (slide["mpp_x"], slide["mpp_y"]), slide["mpp_source"]
+        size = request.slide.stat().st_size
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    region = None if request.region is None else multipolygon(request.region)
+    given = request.mpp if isinstance(request.mpp, tuple) else (request.mpp, request.mpp)
+    same_mpp = source == "metadata" if request.mpp is None else (mpp, source) == (given, "explicit")
+    return same_mpp and found == (request.slide.name, size, getattr(request.model, "sha256", None), region)
+
+
+def _read_summary(folder: Path) -> dict[str, Any]:
+    summary: dict[str, Any] = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
+    return summary
 
 
 def write_result(prediction: Prediction, out_dir: str | Path, *, overwrite: bool = False) -> Path:
