@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "resources": set(),
     "slide": {"errors", "files"},
     "patches": {"errors", "slide"},
-    "models": {"errors", "files"},
+    "models": {"errors", "files", "resources"},
     "inference": {"errors", "files", "slide", "patches", "models", "resources"},
     "plugin": {"errors", "slide", "patches", "models", "inference", "resources"},
     "training": {"errors", "files", "slide", "patches", "models", "inference", "resources"},

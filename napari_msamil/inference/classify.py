@@ -21,6 +21,7 @@ from napari_msamil.inference.geojson import Polygon, polygon_mask, read_polygons
 from napari_msamil.inference.prediction import Prediction, iso_time
 from napari_msamil.patches.grid import PatchTable
 from napari_msamil.patches.select import Selection
+from napari_msamil.patches.tissue import is_grey
 from napari_msamil.slide.slide import Slide, open_slide
 
 if TYPE_CHECKING:
@@ -147,6 +148,7 @@ def classify_steps(request: Request) -> Generator[Progress, None, Prediction]:
         if selection.rows.size == 0:
             raise MsamilError(f"{slide.name}: {_nothing(request, card, table, selection)}")
         table = table.take(selection.rows)
+        grey = is_grey(thumbnail[tissue | lesion])
         clock.lap("patches")
 
         features, errors = yield from _extract(slide, model, table, device=device, request=request, clock=clock)
@@ -182,7 +184,7 @@ def classify_steps(request: Request) -> Generator[Progress, None, Prediction]:
             intended_use=card.intended_use,
             fallback=selection.fallback,
             region=request.region,
-            notes=slide.warnings + _notes(request, card, table, errors, unread),
+            notes=slide.warnings + _notes(request, card, table, errors, unread=unread, grey=grey),
             device=device.name,
             device_reason=device.reason,
             precision=device.precision,
@@ -211,17 +213,11 @@ def ready_model(model: str | Path | Model, device: str) -> tuple[Model, Device]:
 
 
 def open_model(model: str | Path | Model, *, aggregator_alone: bool = False) -> Model:
-    """Load a model file for inference, or the bundled one by the name "demo"; a loaded model is returned as it is.
-
-    See `load_model` for ``aggregator_alone``.
-    """
+    """Load a model for inference, see `load_model`; a loaded model is returned as it is."""
     tune_allocator()  # before torch starts threads
     from napari_msamil.models.model import Model, load_model
-    from napari_msamil.resources import demo_model_path
 
-    if isinstance(model, Model):
-        return model
-    return load_model(demo_model_path() if str(model) == "demo" else Path(model), aggregator_alone=aggregator_alone)
+    return model if isinstance(model, Model) else load_model(model, aggregator_alone=aggregator_alone)
 
 
 def _nothing(request: Request, card: Card, table: PatchTable, selection: Selection) -> str:
@@ -245,14 +241,19 @@ def _nothing(request: Request, card: Card, table: PatchTable, selection: Selecti
     )
 
 
-def _notes(request: Request, card: Card, table: PatchTable, errors: dict[int, str], unread: float) -> tuple[str, ...]:
+def _notes(
+    request: Request, card: Card, table: PatchTable, errors: dict[int, str], *, unread: float, grey: bool
+) -> tuple[str, ...]:
     """What a reader of the result should know about how it came about."""
     notes = []
+    if grey:
+        notes.append("the picture has no colour: unless the model learned from such pictures, its answer means nothing")
     if not card.finds_lesion:
         notes.append("the model was trained without marked lesions: it looks at all tissue and draws no lesion mask")
     if unread:
         where = "slide" if request.region is None else "region"
-        notes.append(f"{100 * unread:.1f} % of the {where} could not be read when tissue was looked for")
+        wrong = ", and the lesion mask may be wrong near it" if card.finds_lesion else ""
+        notes.append(f"{100 * unread:.1f} % of the {where} could not be read when tissue was looked for{wrong}")
     if errors:
         were = "was" if len(errors) == 1 else "were"
         notes.append(f"{len(errors)} of {len(table)} patches could not be read and {were} left out")

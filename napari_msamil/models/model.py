@@ -20,6 +20,7 @@ from napari_msamil.models.files import read_model_file, write_model_file
 from napari_msamil.models.folding import fold_batchnorm
 from napari_msamil.models.fusing import can_fuse, fuse_for_cpu
 from napari_msamil.models.segmenter import Segmenter
+from napari_msamil.resources import demo_model_path
 
 logger = logging.getLogger(__name__)
 
@@ -219,14 +220,14 @@ def load_model(path: str | Path, *, aggregator_alone: bool = False) -> Model:
     """Reads a model file: float32 on the CPU, in evaluation mode. No code in the file is ever run.
 
     Args:
-        path: The file.
+        path: The file, or "demo" for the bundled model.
         aggregator_alone: Whether a file is welcome that holds an aggregator without the extractor of its features.
 
     Raises:
         ModelFileError: The file is missing, cut, changed, made by something else or by a newer version; or it holds an
             aggregator alone, and that is not welcome.
     """
-    path = Path(path)
+    path = demo_model_path() if str(path) == "demo" else Path(path)
     text, tensors, sha256 = read_model_file(path)
     card = Card.from_json(text, source=str(path))
     if card.features and not aggregator_alone:

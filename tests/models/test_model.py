@@ -21,6 +21,7 @@ from napari_msamil.models.configs import ExtractorConfig
 from napari_msamil.models.files import read_model_file, write_model_file
 from napari_msamil.models.fusing import ConvActivation
 from napari_msamil.models.model import Model, build_model, load_model, save_model
+from napari_msamil.resources import demo_model_path
 
 
 def tiny_card(**changes: Any) -> Card:
@@ -359,3 +360,9 @@ def test_an_encoder_that_this_timm_lacks_is_named(tmp_path: Path) -> None:
     write_model_file(path, card.replace('"encoder":"test_efficientnet"', '"encoder":"net_of_the_future"'), tensors)
     with pytest.raises(ModelFileError, match=r"cannot be built .*net_of_the_future"):
         load_model(path)
+
+
+def test_the_bundled_model_is_loaded_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "demo").mkdir()
+    assert load_model("demo").sha256 == load_model(demo_model_path()).sha256
