@@ -46,9 +46,16 @@ def tissue_mask(rgb: NDArray[np.uint8]) -> NDArray[np.bool_]:
         return np.zeros(usable.shape, dtype=np.bool_)
     value = spread / np.maximum(brightest, 1)
     low, high = MIN_SATURATION, MAX_SATURATION
-    if np.quantile(value[usable], 0.99) < _COLOURLESS:
+    if is_grey(smooth[usable]):
         value, low, high = 1 - brightest / 255.0, _MIN_DARKNESS, _MAX_DARKNESS
     return _tidy((value > _guarded_otsu(value[usable], low, high)) & usable)
+
+
+def is_grey(rgb: NDArray[np.uint8]) -> bool:
+    """Whether pixels, (..., 3) uint8, have no colour to speak of, which stained tissue has, however pale it is."""
+    brightest = rgb.max(axis=-1)
+    saturation = (brightest - rgb.min(axis=-1)) / np.maximum(brightest, 1)
+    return bool(np.quantile(saturation, 0.99) < _COLOURLESS)
 
 
 def otsu(values: NDArray[np.floating]) -> float:

@@ -64,7 +64,8 @@ def mark_view(viewer: napari.viewer.Viewer) -> None:
     lines = [*_not_to_scale(viewer), *lines, *([RESEARCH_USE] if sources else [])]
     text = overlay(viewer, "text")
     if lines:
-        text.text = "\n".join(lines)
+        below = [" "] if len(lines) > 5 else []  # napari's box is a little too low for each line
+        text.text = "\n".join([*lines, *below])
         text.position = "top_left"  # napari's own messages come up at the bottom
         text.font_size = 9
         text.box = True

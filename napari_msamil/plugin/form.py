@@ -13,7 +13,17 @@ from qtpy.QtWidgets import QApplication, QGridLayout, QHBoxLayout, QLabel, QSize
 from napari_msamil.inference.classify import Request
 from napari_msamil.plugin.inputs import take_point_and_comma
 from napari_msamil.plugin.regions import closed, polygons
-from napari_msamil.plugin.slides import PLACEHOLDER, REGION, TOP, calibrate, mpp_of, slide_layers, slide_of, tag
+from napari_msamil.plugin.slides import (
+    PLACEHOLDER,
+    REGION,
+    TOP,
+    calibrate,
+    is_foreign,
+    mpp_of,
+    slide_layers,
+    slide_of,
+    tag,
+)
 from napari_msamil.slide.mpp import MPP_LIMITS
 
 if TYPE_CHECKING:
@@ -177,7 +187,7 @@ class Form(QWidget):
         if self.layer is None:
             if any(tag(layer).get("role") == PLACEHOLDER for layer in self._viewer.layers):
                 return "The sample slide is being drawn, which takes some seconds."
-            if any(isinstance(layer, napari.layers.Image) for layer in self._viewer.layers):
+            if any(is_foreign(layer, None) for layer in self._viewer.layers):
                 return "No picture here was opened as a slide: press Open …, or drop its file on this panel."
             return "Open a slide to begin."
         if self.region.value is not None and not closed(self.region.value):

@@ -334,6 +334,15 @@ def test_a_tile_that_the_thumbnail_needs_may_be_unreadable_where_that_is_allowed
     assert sum(prediction.patches_read) == len(prediction.table) - len(prediction.read_errors)
 
 
+def test_a_picture_without_colour_is_noted(slide_file: Path, model_file: Path, tmp_path: Path) -> None:
+    pixels = tifffile.imread(slide_file, series=0, level=0)
+    grey = np.repeat(pixels.mean(axis=2, keepdims=True).astype(np.uint8), 3, axis=2)
+    tifffile.imwrite(tmp_path / "grey.tif", grey, tile=(256, 256), photometric="rgb")
+    colours, none = (classify(file, model_file, mpp=1.0).notes for file in (slide_file, tmp_path / "grey.tif"))
+    assert not any("no colour" in note for note in colours)
+    assert any("no colour" in note for note in none)
+
+
 def test_damage_outside_the_region_is_no_part_of_the_share(slide_with_a_bad_tile: Path, model_file: Path) -> None:
     away = Polygon(np.array([[620.0, 520], [880, 520], [880, 690], [620, 690]]))
     prediction = classify(slide_with_a_bad_tile, model_file, region=(away,), max_read_errors=0.001)

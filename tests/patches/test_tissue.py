@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from napari_msamil.patches.tissue import otsu, tissue_mask
+from napari_msamil.patches.tissue import is_grey, otsu, tissue_mask
 from napari_msamil.slide.slide import open_slide
 
 GLASS = (243, 242, 244)
@@ -78,6 +78,8 @@ def test_a_grey_picture_is_split_by_darkness() -> None:
     picture, inside = with_tissue(glass(colour=(240, 240, 240), noise=0))
     grey = np.repeat(picture.mean(axis=2, keepdims=True).astype(np.uint8), 3, axis=2)
     assert agreement(tissue_mask(grey), inside) > 0.97
+    assert is_grey(grey[inside])
+    assert not is_grey(picture[inside])
     assert tissue_mask(glass(colour=(240, 240, 240), noise=0)).mean() == 0
 
 
