@@ -374,7 +374,7 @@ def test_the_canvas_text_speaks_of_each_result_that_is_seen(
     own = [slide_layer.name, f"{name}: attention rank in this slide (0 lowest, 1 highest)"]
     own += [f"Weak evidence: {prediction.weak}"] * bool(prediction.weak)
     text = compat.overlay(viewer, "text")
-    assert text.text.split("\n") == [*own, *of_other, RESEARCH_USE]
+    assert text.text.rstrip().split("\n") == [*own, *of_other, RESEARCH_USE]
     layers.show_scale(viewer, slides.tag(slide_layer)["slide"], None)
     assert text.text.split("\n") == [own[0], *own[2:], *of_other, RESEARCH_USE], "its mask is still seen"
     slides.result_layers(viewer, slides.tag(slide_layer)["slide"], slides.LESION)[0].visible = False
