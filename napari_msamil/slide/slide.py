@@ -224,6 +224,8 @@ class Slide:
                 return self._reopen(handle).backend.read(stored, x, y, width, height, unreadable=unreadable)
             except MemoryError:
                 raise
+            except SlideError as error:  # what is wrong was seen when it was opened again
+                raise ReadError(str(error)) from error
             except Exception as error:
                 cause = (str(error) or type(error).__name__).splitlines()[0]
                 raise ReadError(

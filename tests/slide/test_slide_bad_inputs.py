@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -189,6 +190,15 @@ def test_a_truncated_slide_never_shows_invented_pixels(make_slide, tmp_path, kee
         outcomes = [_outcome(cut, y, truth) for y in range(0, 1100, 100)]
         assert outcomes[-1] == "refused"
         assert set(outcomes) <= {"refused", "right"}
+
+
+def test_a_slide_that_is_cut_off_while_it_is_open_gives_its_advice_once(make_slide, tmp_path) -> None:
+    path = make_slide(tmp_path / "slide.tif", (1500, 1100), (1,))
+    with open_slide(path) as slide:
+        os.truncate(path, 200)
+        with pytest.raises(ReadError, match=r"slide\.tif") as caught:
+            slide.read_level(0, 1000, 800, 300, 300)
+    assert str(caught.value).count("copy it again") == 1
 
 
 def test_a_slide_that_was_cut_off_says_so_when_it_is_opened(make_slide, tmp_path) -> None:
