@@ -9,7 +9,7 @@ import numpy as np
 from napari_msamil.inference.prediction import RESEARCH_USE
 from napari_msamil.plugin.compat import overlay
 from napari_msamil.plugin.outlines import outline_top
-from napari_msamil.plugin.slides import HEATMAP, LESION, SAVED, mpp_of, slide_layers, tag
+from napari_msamil.plugin.slides import HEATMAP, HEATMAP_COPY, MAPS, SAVED, TOP, is_evidence, mpp_of, slide_layers, tag
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -21,14 +21,15 @@ if TYPE_CHECKING:
 
 _NOT_TO_SCALE = "pixel size not known, not to scale"
 VALUE_NAMES = {
-    "rank": "attention rank in this {} (0 lowest, 1 highest)",
-    "relative": "attention, an average patch has 1 (colours 0 to 4)",
-    "attention": "attention (a patch's share of that of the whole {})",
+    "rank": "attention rank in this {of} (0 lowest, 1 highest)",
+    "relative": "attention, an average patch has 1 (colours {low:.2g} to {high:.2g})",
+    "attention": "attention (a patch's share of that of the whole {of})",
 }
+_KINDS = {HEATMAP: "", SAVED: "saved ", HEATMAP_COPY: "copy of "}
 
 
 def keep_marked(viewer: napari.viewer.Viewer, added: list[napari.layers.Layer]) -> None:
-    """Let the canvas text follow the eye icons of a result's layers and their removal, for as long as one is left."""
+    """Let the canvas text follow a result's layers, their eyes, limits and removal, for as long as one is left."""
 
     def follow(event: Any = None) -> None:
         mark_view(viewer)
@@ -43,6 +44,8 @@ def keep_marked(viewer: napari.viewer.Viewer, added: list[napari.layers.Layer]) 
     added_left = list(added)
     for layer in added:
         layer.events.visible.connect(follow)
+        if tag(layer)["role"] in MAPS:
+            layer.events.contrast_limits.connect(follow)
     viewer.layers.events.removed.connect(follow_removal)
 
 
@@ -54,7 +57,7 @@ def mark_view(viewer: napari.viewer.Viewer) -> None:
     """
     outline_top(viewer)
     sources: dict[Any, list[Any]] = {}  # the results that are seen, and what is seen of each, finest scale first
-    for layer in [a for a in reversed(viewer.layers) if tag(a).get("role") in (LESION, HEATMAP, SAVED) and a.visible]:
+    for layer in [a for a in reversed(viewer.layers) if a.visible and is_evidence(a) and tag(a)["role"] != TOP]:
         mark = tag(layer)
         source = (mark["name"], mark["weak"]) if mark["role"] == SAVED else mark["slide"]
         sources.setdefault(source, []).append(layer)
@@ -64,7 +67,7 @@ def mark_view(viewer: napari.viewer.Viewer) -> None:
     lines = [*_not_to_scale(viewer), *lines, *([RESEARCH_USE] if sources else [])]
     text = overlay(viewer, "text")
     if lines:
-        below = [" "] if len(lines) > 5 else []  # napari's box is a little too low for each line
+        below = [" "] if len(lines) > 3 else []  # napari's box is a little too low for each line
         text.text = "\n".join([*lines, *below])
         text.position = "top_left"  # napari's own messages come up at the bottom
         text.font_size = 9
@@ -103,7 +106,8 @@ def _captions(viewer: napari.viewer.Viewer, seen: list[Any], *, named: bool) -> 
     lines = [mark.get("name") or ("" if slide is None else slide.name)] if named else []
     if slide is not None and (made := made_with(_mpp_then(mark, slide), mpp_of(slide))):
         lines.append(made)
-    for one in [tag(layer) for layer in seen if tag(layer)["role"] != LESION]:
-        saved = "saved " if one["role"] == SAVED else ""
-        lines.append(one["empty"] or f"{one['scale']}: {saved}{VALUE_NAMES[one['values']].format(one['of'])}")
-    return [*lines, f"Weak evidence: {mark['weak']}"] if mark["weak"] else lines
+    for layer in [a for a in seen if tag(a)["role"] in MAPS]:
+        one, (low, high) = tag(layer), layer.contrast_limits
+        shows = _KINDS[one["role"]] + VALUE_NAMES[one["values"]].format(of=one["of"], low=low, high=high)
+        lines.append(one["empty"] or f"{one['scale']}: {shows}")
+    return [*lines, f"Weak evidence: {mark['weak']}"] if mark.get("weak") else lines

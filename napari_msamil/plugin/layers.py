@@ -10,7 +10,7 @@ from napari_msamil.inference.prediction import LESION_RGB
 from napari_msamil.plugin.captions import keep_marked, mark_view
 from napari_msamil.plugin.compat import remove
 from napari_msamil.plugin.outlines import CONTOURS, fit_outlines, top_colours, top_widths
-from napari_msamil.plugin.slides import HEATMAP, KEY, LESION, SAVED, SEEN, TOP, result_layers, slide_layers, tag
+from napari_msamil.plugin.slides import HEATMAP, KEY, LESION, MAPS, SEEN, TOP, result_layers, slide_layers, tag
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -194,11 +194,19 @@ def show(
         remove_result(viewer, tag(slide_layer)["slide"])
         shown = _add(viewer, described)
     viewer.layers.selection = selected & set(viewer.layers)  # the user may be drawing
-    for layer in [a for a in shown if tag(a)["role"] == HEATMAP and a.visible][-1:]:
-        see_alone(viewer.layers, layer)
+    _see_the_new(viewer, [layer for layer in shown if tag(layer)["role"] == HEATMAP])
     mark_view(viewer)
     fit_outlines(viewer)
     return shown
+
+
+def _see_the_new(viewer: napari.viewer.Viewer, maps: list[napari.layers.Layer]) -> None:
+    """Show a new result's heatmap in place of a saved one or a copy; where the user had chosen none, none is seen."""
+    others = [a for a in result_layers(viewer, tag(maps[0])["slide"], *MAPS) if a not in maps]
+    if not any(a.visible or tag(a).get(SEEN) for a in maps) and any(a.visible or tag(a).get(SEEN) for a in others):
+        maps[-1].visible = True
+    for layer in [a for a in maps if a.visible][-1:]:
+        see_alone(viewer.layers, layer)
 
 
 def _part(mark: Mapping[str, Any]) -> tuple[str, str]:
@@ -259,8 +267,8 @@ def remove_orphans(viewer: napari.viewer.Viewer) -> None:
 
 
 def show_scale(viewer: napari.viewer.Viewer, slide_id: str, name: str | None) -> None:
-    """Show one scale's heatmap of a slide, such as "20x", and hide its others and saved ones; None hides all."""
-    for layer in [*result_layers(viewer, slide_id, SAVED), *result_layers(viewer, slide_id, HEATMAP)]:
+    """Show one scale's heatmap of a slide, such as "20x", and hide all others, saved ones too; None hides all."""
+    for layer in result_layers(viewer, slide_id, *MAPS):
         layer.visible = tag(layer)["role"] == HEATMAP and tag(layer)["scale"] == name
     mark_view(viewer)
 
@@ -270,7 +278,7 @@ def see_alone(layers: Any, heatmap: napari.layers.Layer) -> None:
     key = "slide" if "slide" in tag(heatmap) else "name"
     for other in layers:
         mark = tag(other)
-        if other != heatmap and mark.get("role") in (HEATMAP, SAVED) and mark.get(key) == tag(heatmap)[key]:
+        if other != heatmap and mark.get("role") in MAPS and mark.get(key) == tag(heatmap)[key]:
             other.metadata[KEY] = {**mark, SEEN: False}
             other.visible = False
 

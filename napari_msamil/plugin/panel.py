@@ -24,7 +24,7 @@ from napari_msamil.plugin.regions import add_region_layer, draw_on, empty_region
 from napari_msamil.plugin.result_view import ResultView
 from napari_msamil.plugin.results import Results
 from napari_msamil.plugin.run_view import RunView
-from napari_msamil.plugin.slides import HEATMAP, SAVED, SLIDE, slide_layers, tag
+from napari_msamil.plugin.slides import MAPS, SAVED, SLIDE, slide_layers, tag
 from napari_msamil.plugin.stage import Stage
 from napari_msamil.plugin.watch import watch
 from napari_msamil.plugin.worker import Run
@@ -278,7 +278,7 @@ class MilPanel(QScrollArea):
         layer.events.visible.connect(self._on_visible)
         if isinstance(layer, napari.layers.Shapes):
             layer.events.data.connect(self._on_drawn)
-        elif tag(layer).get("role") in (HEATMAP, SAVED):
+        elif tag(layer).get("role") in MAPS:
             self.results.listen(layer)
 
     def _ignore(self, layer: Any) -> None:
@@ -305,10 +305,10 @@ class MilPanel(QScrollArea):
             QTimer.singleShot(0, self._follow_eyes)  # not at once: `Stage` shows and hides several
 
     def _follow_eyes(self) -> None:
-        """Follow the user who went to another slide by the eye icons: panel and picture are of the same one."""
+        """Follow the user who went to another slide by the eye icons: the panel's is seen where any is."""
         seen = [slide for slide in slide_layers(self._viewer) if slide.visible]
-        if not self._closed and len(seen) == 1 and seen[0] != self.form.layer:
-            self.form.choose(seen[0])
+        if seen and self.form.layer not in seen and not self._closed:
+            self.form.choose(seen[-1])
 
     def _on_inserted(self, event: Any) -> None:
         self._listen(event.value)

@@ -17,7 +17,7 @@ from napari_msamil.plugin.captions import made_with
 from napari_msamil.plugin.outlines import mark_patch
 from napari_msamil.plugin.regions import closed, polygons
 from napari_msamil.plugin.result_view import OFF
-from napari_msamil.plugin.slides import HEATMAP, KEY, SAVED, TOP, mpp_of, result_layers, tag
+from napari_msamil.plugin.slides import HEATMAP, HEATMAP_COPY, KEY, SAVED, TOP, mpp_of, result_layers, tag
 
 if TYPE_CHECKING:
     import napari.layers
@@ -56,7 +56,8 @@ class Results(QObject):
         self._closed = False
         self._folder = ""  # where the last result was saved
         self._visited: dict[str, tuple[int, int]] = {}  # by slide: scale of the last patch shown, its place
-        self._values: Values = "rank"  # what the user chose last, for the next result
+        shown = (tag(layer)["values"] for layer in viewer.layers if tag(layer).get("role") == HEATMAP)
+        self._values: Values = next(shown, "rank")  # what the user chose last, for the next result
         view.scale_chosen.connect(self._show_scale)
         view.values_chosen.connect(self._show_values)
         view.opacity_chosen.connect(self._show_opacity)
@@ -130,7 +131,7 @@ class Results(QObject):
 
     def follow_eye(self, layer: napari.layers.Layer) -> None:
         """Name the scale that is shown now that a layer was shown or hidden."""
-        ours = layer in [*self._maps(), *self._saved(), *self._top()]
+        ours = layer in [*self._maps(), *self._other_maps(), *self._top()]
         if ours and self._view.shows(self.of(self._form.layer)):  # else `refresh` is still to come
             self._view.set_scale(self._shown_scale())
             self._explain_look()
@@ -183,23 +184,24 @@ class Results(QObject):
     def _maps(self) -> list[Any]:
         return result_layers(self._viewer, self._slide_id(), HEATMAP)
 
-    def _saved(self) -> list[Any]:
-        return result_layers(self._viewer, self._slide_id(), SAVED)
+    def _other_maps(self) -> list[Any]:
+        return result_layers(self._viewer, self._slide_id(), SAVED, HEATMAP_COPY)
 
     def _top(self) -> list[Any]:
         return result_layers(self._viewer, self._slide_id(), TOP)
 
     def _shown_scale(self) -> str:
         """Scale of the heatmap that is seen, as the view names it; "Off" where none is."""
-        names = [f"saved {tag(layer)['scale']}" for layer in self._saved() if layer.visible]
+        kinds = {SAVED: "saved", HEATMAP_COPY: "copy of"}
+        names = [f"{kinds[tag(a)['role']]} {tag(a)['scale']}" for a in self._other_maps() if a.visible]
         names += [str(tag(layer)["scale"]) for layer in self._maps() if layer.visible]
         return names[-1] if names else OFF
 
     def _explain_look(self, event: Any = None) -> None:
         """Show how the heatmap that is seen looks, a saved one too, and what its colours stand for."""
-        for layer in sorted([*self._saved(), *self._maps()], key=lambda a: bool(a.visible))[-1:]:
+        for layer in sorted([*self._other_maps(), *self._maps()], key=lambda a: bool(a.visible))[-1:]:
             colours = layer.colormap.map(np.linspace(0, 1, 256) ** layer.gamma)[:, :3]
-            self._view.set_values(tag(layer)["values"], fixed=tag(layer)["role"] == SAVED)
+            self._view.set_values(tag(layer)["values"], fixed=tag(layer)["role"] != HEATMAP)
             self._view.set_colours((255 * colours).round().astype(np.uint8), tuple(layer.contrast_limits))
             self._view.set_opacity(layer.opacity)
 
@@ -211,7 +213,7 @@ class Results(QObject):
         layers.set_values(self._viewer, self._slide_id(), self._chosen(), values)
 
     def _show_opacity(self, opacity: float) -> None:
-        for layer in [*self._maps(), *self._saved()]:
+        for layer in [*self._maps(), *self._other_maps()]:
             layer.opacity = opacity
 
     def _show_next(self) -> None:
@@ -238,7 +240,9 @@ class Results(QObject):
 
     def _say_place(self) -> None:
         """Say which of the patches with most attention was visited last, where its scale is shown, or how all look."""
-        text = "" if self._shown_scale() == OFF or not self._view.next.enabled else "outlined in yellow"
+        live = self._shown_scale() in [tag(layer)["scale"] for layer in self._maps()]
+        outlined = live and self._view.next.enabled and any(layer.visible for layer in self._top())
+        text = "outlined in yellow" if outlined else ""
         if self._slide_id() in self._visited:
             prediction = self._chosen()
             scale, place = self._visited[self._slide_id()]

@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Any
 from qtpy.QtCore import QTimer
 
 from napari_msamil.plugin.saved import say_hidden
-from napari_msamil.plugin.slides import HEATMAP, KEY, LESION, SAVED, SEEN, TOP, is_foreign, slides_among, tag
+from napari_msamil.plugin.slides import KEY, SAVED, SEEN, is_evidence, is_foreign, slides_among, tag
 
 if TYPE_CHECKING:
     import napari.layers
 
-_EVIDENCE = (LESION, HEATMAP, TOP, SAVED)
 _awaited: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()  # by layer: turns of its that are to come
 _settling: weakref.WeakSet[Any] = weakref.WeakSet()  # evidence that `settle` shows or hides just now
 
@@ -46,7 +45,7 @@ def settle(layers: Any, shown: napari.layers.Layer | None = None) -> None:
     if shown is not None:
         _awaited[shown] -= 1
     slides = {tag(slide)["slide"]: slide for slide in slides_among(layers)}
-    for layer in [a for a in layers if tag(a).get("role") in _EVIDENCE]:
+    for layer in [a for a in layers if is_evidence(a)]:
         slide = slides.get(tag(layer).get("slide"))
         if slide is not None and slide.visible:
             if tag(layer).get(SEEN):

@@ -32,6 +32,8 @@ KEY = "msamil"
 SLIDE, LESION, HEATMAP, TOP, REGION = "slide", "lesion", "heatmap", "top patches", "region"
 COPY, ANNOTATION = "copy", "annotation"  # made of ours by napari's commands; drawn on layers of napari's own buttons
 SAVED = "saved heatmap"  # opened from a result's folder; tied to its slide where that is there
+HEATMAP_COPY = "copy of a heatmap"  # a duplicate, which no later result takes along
+MAPS = (HEATMAP, SAVED, HEATMAP_COPY)
 PLACEHOLDER = "placeholder"  # of the sample slide, while it is drawn
 SEEN = "seen"  # in a layer's mark: whether it is shown when its slide comes back
 ALONG = "along"  # in the mark of a layer of the user's: the slide whose pixel size it was given
@@ -62,9 +64,9 @@ def slides_among(layers: Iterable[Any]) -> list[Any]:
     return [layer for layer in layers if tag(layer).get("role") == SLIDE]
 
 
-def result_layers(viewer: napari.viewer.Viewer, slide_id: str, role: str | None = None) -> list[napari.layers.Layer]:
-    """Layers of the result on the slide layer `slide_id`, bottom first; only those of one role if given."""
-    roles = (LESION, HEATMAP, TOP) if role is None else (role,)
+def result_layers(viewer: napari.viewer.Viewer, slide_id: str, *roles: str) -> list[napari.layers.Layer]:
+    """Layers of some roles on the slide layer `slide_id`, bottom first; of its latest result if none is given."""
+    roles = roles or (LESION, HEATMAP, TOP)
     return [a for a in viewer.layers if tag(a).get("slide") == slide_id and tag(a).get("role") in roles]
 
 
@@ -190,6 +192,12 @@ def _lying_on(viewer: napari.viewer.Viewer, slide_layer: napari.layers.Image) ->
         if ours:
             found.append(layer)
     return found
+
+
+def is_evidence(layer: napari.layers.Layer) -> bool:
+    """Whether a layer is of a result, or a copy of such a layer."""
+    mark = tag(layer)
+    return mark.get("role") in (LESION, TOP, *MAPS) or (mark.get("role") == COPY and "slide" in mark)
 
 
 def is_foreign(layer: napari.layers.Layer, slide: napari.layers.Image | None) -> bool:

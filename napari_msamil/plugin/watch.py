@@ -8,6 +8,7 @@ import numpy as np
 from napari.layers import Image, Labels, Points, Shapes
 from qtpy.QtCore import QTimer
 
+from napari_msamil.plugin.captions import keep_marked, mark_view
 from napari_msamil.plugin.compat import forget_deleted_programs, overlay
 from napari_msamil.plugin.prefetch import Prefetcher
 from napari_msamil.plugin.saved import lay_on, loose
@@ -17,9 +18,11 @@ from napari_msamil.plugin.slides import (
     CACHE,
     COPY,
     HEATMAP,
+    HEATMAP_COPY,
     KEY,
     LESION,
     REGION,
+    SAVED,
     SLIDE,
     TOP,
     new_id,
@@ -35,7 +38,7 @@ if TYPE_CHECKING:
     from napari_msamil.slide.slide import Slide
 
 SCALE_BAR_MS = 500
-_KINDS = {SLIDE: Image, LESION: Labels, HEATMAP: Image, TOP: Shapes}
+_KINDS = {SLIDE: Image, LESION: Labels, HEATMAP: Image, SAVED: Image, HEATMAP_COPY: Image, TOP: Shapes}
 
 
 def watch(viewer: napari.viewer.Viewer) -> None:
@@ -52,6 +55,7 @@ def watch(viewer: napari.viewer.Viewer) -> None:
     events.inserted.connect(_attend)
     events.inserted.connect(_keep_together)
     events.inserted.connect(_look_after)
+    events.inserted.connect(lambda event: _mark_copy(viewer, event.value), position="last")
     events.removed.connect(_release)
     for layer in viewer.layers:
         follow_eye(layer, viewer.layers)
@@ -116,13 +120,20 @@ def _adopt(inserted: Any, layers: Any) -> None:
         drawn = REGION if isinstance(inserted, Shapes) else ANNOTATION
         inserted.metadata[KEY] = {"role": drawn, "slide": tag(seen[0])["slide"], "own": True}
     elif role in _KINDS and not _is_a(role, inserted):
-        kept = {"pyramid"} if role == SLIDE else {"slide"} if inserted.ndim == 2 else set()
-        inserted.metadata[KEY] = {"role": COPY, **{name: mark[name] for name in kept}}
+        kept = {"pyramid"} if role == SLIDE else {"slide", "weak"} if inserted.ndim == 2 else set()
+        inserted.metadata[KEY] = {"role": COPY, **{name: mark[name] for name in kept if name in mark}}
     elif role in (LESION, HEATMAP, TOP):
         part = [mark.get(name) for name in ("slide", "role", "scale")]
         twins = [a for a in layers if a is not inserted and [tag(a).get(n) for n in ("slide", "role", "scale")] == part]
         if twins:
-            inserted.metadata[KEY] = {"role": COPY, "slide": mark["slide"]}
+            inserted.metadata[KEY] = {**mark, "role": HEATMAP_COPY if role == HEATMAP else COPY}
+
+
+def _mark_copy(viewer: napari.viewer.Viewer, inserted: Any) -> None:
+    """Let the canvas text speak of a copy, too."""
+    if tag(inserted).get("role") in (COPY, HEATMAP_COPY) and "slide" in tag(inserted):
+        keep_marked(viewer, [inserted])
+        mark_view(viewer)
 
 
 def _is_a(role: str, layer: Any) -> bool:

@@ -206,6 +206,9 @@ def test_the_colours_are_explained_as_they_are(panel: Any, viewer: Any, slide_fi
     assert bar()[3] == "4"
     viewer.layers["square | attention 10x"].colormap = "gray"
     assert bar() == ("0", [0, 0, 0], [255, 255, 255], "4")
+    viewer.layers["square | attention 10x"].contrast_limits = (0, 2)
+    assert bar()[3] == "2"
+    assert "(colours 0 to 2)" in compat.overlay(viewer, "text").text
 
 
 def test_the_result_is_saved_as_the_command_line_saves_it(

@@ -107,13 +107,12 @@ def test_a_saved_heatmap_has_the_colours_of_the_result_it_was_saved_from_and_is_
     saved.visible = True
     panel.result_view.scale.value = "Off"
     assert not saved.visible
-    saved.visible = True
     run(panel, qtbot)
     assert panel.form.layer == slide
-    assert [layer.visible for layer in (coarse, saved)] == [False, True], "no other heatmap is seen"
-    live.visible = True
+    assert [layer.visible for layer in (coarse, saved, live)] == [False, False, False], "none was asked for"
+    saved.visible = True
     run(panel, qtbot)
-    assert not saved.visible
+    assert [layer.visible for layer in (coarse, saved, live)] == [False, False, True], "the new result is seen"
 
 
 def test_one_heatmap_of_a_slide_comes_back_with_it_however_many_came_meanwhile(

@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from napari.layers._layer_actions import _duplicate_layer
 from napari.utils.notifications import notification_manager
 
+from napari_msamil.inference.prediction import RESEARCH_USE
 from napari_msamil.plugin import compat
 from napari_msamil.plugin.panel import MilPanel
 from pressing import SECONDS, layer_names, run, shown
@@ -136,6 +138,56 @@ def test_evidence_is_hidden_with_its_slide_while_another_picture_is_seen_and_com
     assert picture.visible
     viewer.layers.remove(one)
     qtbot.waitUntil(lambda: not heatmap.visible, timeout=SECONDS)
+
+
+def test_a_copy_of_evidence_is_seen_on_its_own_slide_only_and_named(
+    panel: Any, viewer: Any, pair: tuple[Any, Any], qtbot: Any
+) -> None:
+    one, two = pair
+    panel.form.choose(one)
+    text = compat.overlay(viewer, "text")
+    copies = []
+    for name in ("first | attention 5x", "first | lesion"):
+        viewer.layers.selection = {viewer.layers[name]}
+        before = list(viewer.layers)
+        _duplicate_layer(viewer.layers)
+        copies += [layer for layer in viewer.layers if layer not in before]
+    heatmap, lesion = copies
+    heatmap.visible = True
+    panel.result_view.scale.value = "Off"
+    assert not heatmap.visible
+    heatmap.visible = True
+    assert panel.result_view.scale.value == "copy of 5x"
+    assert "5x: copy of attention rank" in text.text
+    run(panel, qtbot)
+    assert not heatmap.visible, "the new result is seen in its place"
+    assert viewer.layers["first | attention 10x"].visible
+    panel.form.choose(two)
+    heatmap.visible = True
+    qtbot.waitUntil(lambda: panel.form.layer == one, timeout=SECONDS)
+    assert (one.visible, two.visible) == (True, False)
+    panel.shut_down()
+    lesion.visible = True
+    qtbot.wait(200)
+    two.visible, one.visible = True, False
+    qtbot.waitUntil(lambda: not (heatmap.visible or lesion.visible), timeout=SECONDS)
+    assert "copy of" not in text.text
+    for layer in viewer.layers:
+        layer.visible = layer in (one, lesion)
+    qtbot.wait(200)
+    assert RESEARCH_USE in text.text
+
+
+def test_the_panel_is_of_a_slide_that_is_seen(
+    panel: Any, viewer: Any, pair: tuple[Any, Any], make_slide: Any, qtbot: Any
+) -> None:
+    one, two = pair
+    third = panel.open_slide(make_slide("third.tif"))
+    one.visible = two.visible = True
+    qtbot.wait(50)
+    assert panel.form.layer == third
+    third.visible = False
+    qtbot.waitUntil(lambda: panel.form.layer == two, timeout=SECONDS)
 
 
 def test_a_choice_in_the_panel_outlasts_heatmaps_that_are_linked(
