@@ -185,7 +185,8 @@ def classify(
         except MissingMppError as error:
             failed.append((slide, _by_option(error, "--mpp")))
         except ResultExistsError as error:
-            failed.append((slide, _by_option(error, "--out" if overwrite else "--out, --overwrite")))
+            same = " It is not the same: of this file, model, region and µm per pixel." if skip_existing else ""
+            failed.append((slide, _by_option(error, "--out" if overwrite else "--out, --overwrite") + same))
         except UnreadablePatchesError as error:
             share = "a larger share" if max_read_errors else "a share"
             failed.append((slide, f"{error} Or accept {share} of unreadable patches: --max-read-errors."))

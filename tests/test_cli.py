@@ -150,6 +150,7 @@ def test_a_call_that_was_stopped_goes_on(slides: list[Path], model_file: Path, t
     for asked in (["--mpp", "0.9"], ["--region", str(other)]):
         refused = runner.invoke(app, [*go_on, str(slides[0]), *asked])
         assert refused.exit_code == 1, "what is there is another result"
+        assert "It is not the same: of this file, model, region" in refused.stderr
         assert file.read_bytes() == first
         assert runner.invoke(app, [*go_on, str(slides[0]), *asked, "--overwrite"]).exit_code == 0
         assert "done already" in runner.invoke(app, [*go_on, str(slides[0]), *asked]).stdout

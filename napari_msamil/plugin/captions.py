@@ -9,15 +9,24 @@ import numpy as np
 from napari_msamil.inference.prediction import RESEARCH_USE
 from napari_msamil.plugin.compat import overlay
 from napari_msamil.plugin.outlines import outline_top
-from napari_msamil.plugin.slides import HEATMAP, HEATMAP_COPY, MAPS, SAVED, TOP, is_evidence, mpp_of, slide_layers, tag
+from napari_msamil.plugin.slides import (
+    COPY,
+    HEATMAP,
+    HEATMAP_COPY,
+    MAPS,
+    SAVED,
+    TOP,
+    is_evidence,
+    mpp_of,
+    slide_layers,
+    tag,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     import napari.layers
     import napari.viewer
-
-    from napari_msamil.inference.prediction import Prediction
 
 _NOT_TO_SCALE = "pixel size not known, not to scale"
 VALUE_NAMES = {
@@ -60,6 +69,8 @@ def mark_view(viewer: napari.viewer.Viewer) -> None:
     for layer in [a for a in reversed(viewer.layers) if a.visible and is_evidence(a) and tag(a)["role"] != TOP]:
         mark = tag(layer)
         source = (mark["name"], mark["weak"]) if mark["role"] == SAVED else mark["slide"]
+        if mark["role"] in (COPY, HEATMAP_COPY):  # of an earlier result, perhaps
+            source = (mark["slide"], mark.get("made_mpp"), mark.get("weak"))
         sources.setdefault(source, []).append(layer)
     saved = any(tag(one)["role"] == SAVED for seen in sources.values() for one in seen)
     named = saved or len(slide_layers(viewer)) > 1
@@ -91,11 +102,10 @@ def made_with(then: Sequence[float] | None, now: Sequence[float] | None) -> str:
     return f"made with {then[0]:.4g} µm per pixel, not with the {now[0]:.4g} of now"
 
 
-def _mpp_then(mark: Mapping[str, Any], slide: napari.layers.Image) -> Sequence[float] | None:
+def _mpp_then(mark: Mapping[str, Any]) -> Sequence[float] | None:
     """The pixel size that a result was made with, by the mark of one of its layers."""
     if mark["role"] != SAVED:
-        result: Prediction | None = tag(slide).get("result")
-        return None if result is None else result.mpp
+        return mark.get("made_mpp")
     return [float(um / px) for um, px in zip(mark["where"]["mpp"], mark["where"]["downsample"], strict=True)]
 
 
@@ -104,8 +114,9 @@ def _captions(viewer: napari.viewer.Viewer, seen: list[Any], *, named: bool) -> 
     mark = tag(seen[0])
     slide = next((a for a in slide_layers(viewer) if tag(a)["slide"] == mark.get("slide")), None)
     lines = [mark.get("name") or ("" if slide is None else slide.name)] if named else []
-    if slide is not None and (made := made_with(_mpp_then(mark, slide), mpp_of(slide))):
+    if slide is not None and (made := made_with(_mpp_then(mark), mpp_of(slide))):
         lines.append(made)
+    lines += [f"copy of {tag(layer)['was']}" for layer in seen if tag(layer)["role"] == COPY]
     for layer in [a for a in seen if tag(a)["role"] in MAPS]:
         one, (low, high) = tag(layer), layer.contrast_limits
         shows = _KINDS[one["role"]] + VALUE_NAMES[one["values"]].format(of=one["of"], low=low, high=high)

@@ -77,6 +77,7 @@ def from_prediction(
         "slide": tag(slide_layer)["slide"],
         "model": prediction.model_name,
         "weak": prediction.weak,
+        "made_mpp": prediction.mpp,
     }
     height, width = prediction.lesion_mask.shape
     downsample = (prediction.slide_size[0] / width, prediction.slide_size[1] / height)

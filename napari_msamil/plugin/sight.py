@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from qtpy.QtCore import QTimer
 
+from napari_msamil.plugin.layers import see_alone
 from napari_msamil.plugin.saved import say_hidden
-from napari_msamil.plugin.slides import KEY, SAVED, SEEN, is_evidence, is_foreign, slides_among, tag
+from napari_msamil.plugin.slides import KEY, MAPS, SAVED, SEEN, is_evidence, is_foreign, slides_among, tag
 
 if TYPE_CHECKING:
     import napari.layers
@@ -54,6 +55,8 @@ def settle(layers: Any, shown: napari.layers.Layer | None = None) -> None:
             continue
         elif any(is_foreign(other, slide) for other in layers if other.visible):
             if slide is not None and layer is shown:
+                if tag(layer)["role"] in MAPS:
+                    see_alone(layers, layer)
                 for other in slides_among(layers):
                     other.visible = other == slide
                 continue

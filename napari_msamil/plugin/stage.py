@@ -168,7 +168,7 @@ class Stage(QObject):
                     layer.metadata[KEY] = {**mark, SEEN: False}
                     layer.visible = mark["role"] == SLIDE or layer.visible or mark.get(SEEN, False)
                 elif mark["slide"] == left:
-                    layer.metadata[KEY] = {**mark, SEEN: layer.visible}
+                    layer.metadata[KEY] = {**mark, SEEN: layer.visible or mark.get(SEEN, False)}
                     layer.visible = False
                 else:
                     self._hide([layer])

@@ -121,12 +121,14 @@ def _adopt(inserted: Any, layers: Any) -> None:
         inserted.metadata[KEY] = {"role": drawn, "slide": tag(seen[0])["slide"], "own": True}
     elif role in _KINDS and not _is_a(role, inserted):
         kept = {"pyramid"} if role == SLIDE else {"slide", "weak"} if inserted.ndim == 2 else set()
-        inserted.metadata[KEY] = {"role": COPY, **{name: mark[name] for name in kept if name in mark}}
+        inserted.metadata[KEY] = {"role": COPY, "was": role, **{name: mark[name] for name in kept if name in mark}}
     elif role in (LESION, HEATMAP, TOP):
         part = [mark.get(name) for name in ("slide", "role", "scale")]
         twins = [a for a in layers if a is not inserted and [tag(a).get(n) for n in ("slide", "role", "scale")] == part]
         if twins:
-            inserted.metadata[KEY] = {**mark, "role": HEATMAP_COPY if role == HEATMAP else COPY}
+            inserted.metadata[KEY] = {**mark, "role": HEATMAP_COPY if role == HEATMAP else COPY, "was": role}
+        if twins and role == LESION:
+            inserted.contour = twins[0].contour  # napari's command forgets it, and tissue would be covered
 
 
 def _mark_copy(viewer: napari.viewer.Viewer, inserted: Any) -> None:

@@ -153,7 +153,14 @@ def test_a_copy_of_evidence_is_seen_on_its_own_slide_only_and_named(
         _duplicate_layer(viewer.layers)
         copies += [layer for layer in viewer.layers if layer not in before]
     heatmap, lesion = copies
+    assert lesion.contour == viewer.layers["first | lesion"].contour > 0
+    assert "copy of lesion" in text.text
+    viewer.layers["first | lesion"].metadata["msamil"]["weak"] = "of the live one"
+    lesion.metadata["msamil"]["weak"] = "of the copy"
     heatmap.visible = True
+    lines = text.text.rstrip().split("\n")
+    assert {"Weak evidence: of the live one", "Weak evidence: of the copy"} < set(lines), "each speaks for itself"
+    lesion.visible = False
     panel.result_view.scale.value = "Off"
     assert not heatmap.visible
     heatmap.visible = True
@@ -188,6 +195,22 @@ def test_the_panel_is_of_a_slide_that_is_seen(
     assert panel.form.layer == third
     third.visible = False
     qtbot.waitUntil(lambda: panel.form.layer == two, timeout=SECONDS)
+
+
+def test_a_slide_that_was_left_by_the_eye_of_anothers_evidence_comes_back_whole(
+    panel: Any, viewer: Any, pair: tuple[Any, Any], qtbot: Any
+) -> None:
+    one, two = pair
+    run(panel, qtbot)
+    before = shown(viewer)
+    viewer.layers["first | attention 10x"].visible = True
+    qtbot.waitUntil(lambda: panel.form.layer == one, timeout=SECONDS)
+    qtbot.wait(50)
+    maps = [name for name in shown(viewer) if "attention" in name]
+    assert maps == ["first | attention 10x"], "what was clicked is seen alone, though 5x waited"
+    panel.form.choose(two)
+    qtbot.wait(50)
+    assert shown(viewer) == before
 
 
 def test_a_choice_in_the_panel_outlasts_heatmaps_that_are_linked(
