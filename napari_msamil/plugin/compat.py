@@ -63,6 +63,11 @@ def remove(viewer: napari.viewer.Viewer, layers: Collection[Any]) -> None:
             viewer.layers.remove(layer)
 
 
+def finish_drawing(layer: Any) -> None:
+    """End a half-drawn shape at the corners that were clicked: another mode, or hiding, keeps the mouse's place too."""
+    layer._finish_drawing()  # what napari's own Escape does; it has no public name
+
+
 def forget_deleted_programs() -> None:
     """Mend vispy: a shader program that is deleted is no longer taken for the one in use.
 

@@ -12,10 +12,9 @@ from qtpy.QtWidgets import QApplication, QGridLayout, QHBoxLayout, QLabel, QSize
 
 from napari_msamil.inference.classify import Request
 from napari_msamil.plugin.inputs import take_point_and_comma
-from napari_msamil.plugin.regions import closed, polygons
+from napari_msamil.plugin.regions import closed, polygons, stop_drawing
 from napari_msamil.plugin.slides import (
     PLACEHOLDER,
-    REGION,
     TOP,
     calibrate,
     is_foreign,
@@ -270,14 +269,8 @@ class Form(QWidget):
 
     def _region_changed(self) -> None:
         if self.region.value is None:
-            self.stop_drawing()
+            stop_drawing(self._viewer)
         self.changed.emit()
-
-    def stop_drawing(self) -> None:
-        """Let the next click on the slide be no corner of a region any more."""
-        for layer in self._viewer.layers:
-            if tag(layer).get("role") == REGION and str(layer.mode).startswith("add_"):
-                layer.mode = "pan_zoom"
 
     def _model_changed(self) -> None:
         self.file.native.setVisible(self.model.value == FILE)

@@ -20,7 +20,7 @@ from napari_msamil.plugin.inputs import leave_the_wheel_to
 from napari_msamil.plugin.layers import remove_orphans
 from napari_msamil.plugin.opening import Opener
 from napari_msamil.plugin.outlines import fit_outlines
-from napari_msamil.plugin.regions import add_region_layer, draw_on, empty_region
+from napari_msamil.plugin.regions import add_region_layer, draw_on, empty_region, stop_drawing
 from napari_msamil.plugin.result_view import ResultView
 from napari_msamil.plugin.results import Results
 from napari_msamil.plugin.run_view import RunView
@@ -182,7 +182,7 @@ class MilPanel(QScrollArea):
         """
         if self.running or self.form.missing():
             return
-        self.form.stop_drawing()
+        stop_drawing(self._viewer)
         self._viewer.layers.selection.active = self.form.layer  # a drag moves the view from here on
         try:
             request = self.form.request()

@@ -8,6 +8,7 @@ import numpy as np
 
 from napari_msamil.errors import RegionError
 from napari_msamil.inference.geojson import Polygon
+from napari_msamil.plugin.compat import finish_drawing
 from napari_msamil.plugin.outlines import screen_px
 from napari_msamil.plugin.slides import KEY, REGION, tag
 
@@ -47,6 +48,14 @@ def draw_on(viewer: napari.viewer.Viewer, layer: napari.layers.Shapes) -> None:
     layer.visible = True
     viewer.layers.selection.active = layer
     layer.mode = "add_polygon"
+
+
+def stop_drawing(viewer: napari.viewer.Viewer) -> None:
+    """Let the next click on a slide be no corner of a region any more; what was clicked so far is the shape."""
+    for layer in viewer.layers:
+        if tag(layer).get("role") == REGION and str(layer.mode).startswith("add_"):
+            finish_drawing(layer)
+            layer.mode = "pan_zoom"
 
 
 def closed(shapes: napari.layers.Shapes) -> bool:

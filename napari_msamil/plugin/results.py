@@ -17,7 +17,7 @@ from napari_msamil.plugin.captions import made_with
 from napari_msamil.plugin.outlines import mark_patch
 from napari_msamil.plugin.regions import closed, polygons
 from napari_msamil.plugin.result_view import OFF
-from napari_msamil.plugin.slides import HEATMAP, HEATMAP_COPY, KEY, SAVED, TOP, mpp_of, result_layers, tag
+from napari_msamil.plugin.slides import HEATMAP, HEATMAP_COPY, KEY, SAVED, TOP, mpp_of, result_layers, slide_layers, tag
 
 if TYPE_CHECKING:
     import napari.layers
@@ -231,6 +231,8 @@ class Results(QObject):
         place = (place + 1) % len(best) if before == scale else 0
         self._visited[self._slide_id()] = scale, place
         mark_patch(self._viewer, self._slide_id(), names[scale], place + 1)
+        for slide in slide_layers(self._viewer):
+            slide.visible = slide == layer
         for outlined in self._top():
             outlined.visible = True  # which patch is meant must be seen
         centre = layer.data_to_world(layers.patch_box(prediction, int(best[place])).mean(axis=0))

@@ -10,6 +10,7 @@ from qtpy.QtCore import QEvent, QObject, QTimer
 from qtpy.QtWidgets import QMainWindow
 
 from napari_msamil.plugin import compat
+from napari_msamil.plugin.regions import stop_drawing
 from napari_msamil.plugin.saved import loose
 from napari_msamil.plugin.slides import KEY, SEEN, SLIDE, mpp_of, slide_layers, tag
 
@@ -161,6 +162,7 @@ class Stage(QObject):
         left, self._slide_id = self._slide_id, "" if chosen is None else tag(chosen)["slide"]
         if left == self._slide_id:
             return False
+        stop_drawing(self._viewer)
         with self._acting():
             for layer in [a for a in self._viewer.layers if "slide" in tag(a)]:
                 mark = tag(layer)

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 from napari.layers._layer_actions import _duplicate_layer
+from napari.utils._test_utils import read_only_mouse_event
+from napari.utils.interactions import mouse_move_callbacks, mouse_press_callbacks, mouse_release_callbacks
 from napari.utils.notifications import notification_manager
 
 from napari_msamil.inference.prediction import RESEARCH_USE
@@ -211,6 +213,44 @@ def test_a_slide_that_was_left_by_the_eye_of_anothers_evidence_comes_back_whole(
     panel.form.choose(two)
     qtbot.wait(50)
     assert shown(viewer) == before
+
+
+def test_a_region_that_is_half_drawn_when_its_slide_is_left_ends_at_the_corners_that_were_clicked(
+    panel: Any, viewer: Any, pair: tuple[Any, Any]
+) -> None:
+    one, two = pair
+    panel.form.draw.native.click()
+    region = panel.form.region.value
+
+    def mouse(call: Any, kind: str, place: tuple[float, float]) -> None:
+        call(region, read_only_mouse_event(
+            type=kind, is_dragging=False, position=place, view_direction=None, dims_displayed=(0, 1),
+            pos=np.array(place), modifiers=[],
+        ))  # fmt: skip
+
+    clicked = [(10, 10), (10, 200), (200, 200)]
+    for place in clicked:
+        mouse(mouse_move_callbacks, "mouse_move", place)
+        mouse(mouse_press_callbacks, "mouse_press", place)
+        mouse(mouse_release_callbacks, "mouse_release", place)
+    mouse(mouse_move_callbacks, "mouse_move", (300, 20))
+    assert len(region.data[0]) == 4, "napari draws as far as the mouse"
+    panel.form.choose(one)
+    panel.form.choose(two)
+    np.testing.assert_allclose([region.data_to_world(corner) for corner in region.data[0]], clicked)
+    assert region.mode == "pan_zoom"
+
+
+def test_the_next_patch_is_seen_whatever_slide_lay_over_it(
+    panel: Any, viewer: Any, pair: tuple[Any, Any], qtbot: Any
+) -> None:
+    one, two = pair
+    panel.form.choose(one)
+    two.visible = True
+    qtbot.wait(50)
+    assert panel.form.layer == one
+    panel.result_view.next.native.click()
+    assert [slide.visible for slide in pair] == [True, False]
 
 
 def test_a_choice_in_the_panel_outlasts_heatmaps_that_are_linked(
