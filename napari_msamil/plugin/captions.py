@@ -34,7 +34,8 @@ VALUE_NAMES = {
     "relative": "attention, an average patch has 1 (colours {low:.2g} to {high:.2g})",
     "attention": "attention (a patch's share of that of the whole {of})",
 }
-_KINDS = {HEATMAP: "", SAVED: "saved ", HEATMAP_COPY: "copy of "}
+WHICH = {HEATMAP: "", SAVED: "saved ", HEATMAP_COPY: "copy of "}
+"""What stands before the name of a heatmap, by its role."""
 
 
 def keep_marked(viewer: napari.viewer.Viewer, added: list[napari.layers.Layer]) -> None:
@@ -119,6 +120,6 @@ def _captions(viewer: napari.viewer.Viewer, seen: list[Any], *, named: bool) -> 
     lines += [f"copy of {tag(layer)['was']}" for layer in seen if tag(layer)["role"] == COPY]
     for layer in [a for a in seen if tag(a)["role"] in MAPS]:
         one, (low, high) = tag(layer), layer.contrast_limits
-        shows = _KINDS[one["role"]] + VALUE_NAMES[one["values"]].format(of=one["of"], low=low, high=high)
+        shows = WHICH[one["role"]] + VALUE_NAMES[one["values"]].format(of=one["of"], low=low, high=high)
         lines.append(one["empty"] or f"{one['scale']}: {shows}")
     return [*lines, f"Weak evidence: {mark['weak']}"] if mark.get("weak") else lines

@@ -13,16 +13,7 @@ from qtpy.QtWidgets import QApplication, QGridLayout, QHBoxLayout, QLabel, QSize
 from napari_msamil.inference.classify import Request
 from napari_msamil.plugin.inputs import take_point_and_comma
 from napari_msamil.plugin.regions import closed, polygons, stop_drawing
-from napari_msamil.plugin.slides import (
-    PLACEHOLDER,
-    TOP,
-    calibrate,
-    is_foreign,
-    mpp_of,
-    slide_layers,
-    slide_of,
-    tag,
-)
+from napari_msamil.plugin.slides import PLACEHOLDER, TOP, calibrate, is_foreign, mpp_of, slide_layers, slide_of, tag
 from napari_msamil.slide.mpp import MPP_LIMITS
 
 if TYPE_CHECKING:

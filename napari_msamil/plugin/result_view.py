@@ -170,7 +170,7 @@ class ResultView(QWidget):
     def set_scale(self, name: str) -> None:
         """Name the heatmap that is shown, or "Off", and why it is empty if it is; nothing is asked of anyone.
 
-        A saved one is a choice only while it is shown.
+        A saved one, or a copy, is a choice only while it is shown.
         """
         names = [OFF, *self._maps]
         with self.scale.changed.blocked():

@@ -13,7 +13,7 @@ from qtpy.QtWidgets import QFileDialog, QMessageBox
 
 from napari_msamil.errors import MsamilError
 from napari_msamil.plugin import compat, layers
-from napari_msamil.plugin.captions import made_with
+from napari_msamil.plugin.captions import WHICH, made_with
 from napari_msamil.plugin.outlines import mark_patch
 from napari_msamil.plugin.regions import closed, polygons
 from napari_msamil.plugin.result_view import OFF
@@ -192,9 +192,8 @@ class Results(QObject):
 
     def _shown_scale(self) -> str:
         """Scale of the heatmap that is seen, as the view names it; "Off" where none is."""
-        kinds = {SAVED: "saved", HEATMAP_COPY: "copy of"}
-        names = [f"{kinds[tag(a)['role']]} {tag(a)['scale']}" for a in self._other_maps() if a.visible]
-        names += [str(tag(layer)["scale"]) for layer in self._maps() if layer.visible]
+        seen = [tag(layer) for layer in [*self._other_maps(), *self._maps()] if layer.visible]
+        names = [f"{WHICH[mark['role']]}{mark['scale']}" for mark in seen]
         return names[-1] if names else OFF
 
     def _explain_look(self, event: Any = None) -> None:

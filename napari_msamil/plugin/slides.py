@@ -195,7 +195,7 @@ def _lying_on(viewer: napari.viewer.Viewer, slide_layer: napari.layers.Image) ->
 
 
 def is_evidence(layer: napari.layers.Layer) -> bool:
-    """Whether a layer is of a result, or a copy of such a layer."""
+    """Whether a layer is of a result, be it the latest, a saved or a copied one."""
     mark = tag(layer)
     return mark.get("role") in (LESION, TOP, *MAPS) or (mark.get("role") == COPY and "slide" in mark)
 

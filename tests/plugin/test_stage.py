@@ -84,10 +84,11 @@ def test_all_of_a_slide_is_seen_still_when_its_pixel_size_was_entered(
     docked: tuple[Any, MilPanel], make_slide: Callable[..., Path], qtbot: Any
 ) -> None:
     viewer, panel = docked
-    panel.open_slide(make_slide("wide.tif", size=(2400, 600), mpp=None))
+    slide = panel.open_slide(make_slide("wide.tif", size=(2400, 600), mpp=None))
     wait_for_all_of_it(viewer, qtbot)
     panel.form.mpp.value = 0.25
     panel.form.mpp.native.editingFinished.emit()
+    assert tuple(slide.scale) == (0.25, 0.25)
     wait_for_all_of_it(viewer, qtbot)
     resize(viewer, 1000, qtbot)
     wait_for_all_of_it(viewer, qtbot)
