@@ -55,6 +55,12 @@ def _on_screen(viewer: napari.viewer.Viewer, along: Sequence[float]) -> tuple[fl
     return tuple(along[axis - first] for axis in viewer.dims.displayed if axis >= first)
 
 
+def in_grid(viewer: napari.viewer.Viewer) -> bool:
+    """Whether napari's grid is on, which shows layers beside each other."""
+    canvas = getattr(viewer, "canvas", None)
+    return bool((viewer if canvas is None else canvas).grid.enabled)
+
+
 def remove(viewer: napari.viewer.Viewer, layers: Collection[Any]) -> None:
     """Remove several layers; napari from 0.9 on collects garbage once for them instead of once for each."""
     together = getattr(viewer.layers, "batched_update", contextlib.nullcontext)

@@ -13,7 +13,17 @@ from qtpy.QtWidgets import QApplication, QGridLayout, QHBoxLayout, QLabel, QSize
 from napari_msamil.inference.classify import Request
 from napari_msamil.plugin.inputs import take_point_and_comma
 from napari_msamil.plugin.regions import closed, polygons, stop_drawing
-from napari_msamil.plugin.slides import PLACEHOLDER, TOP, calibrate, is_foreign, mpp_of, slide_layers, slide_of, tag
+from napari_msamil.plugin.slides import (
+    PLACEHOLDER,
+    TOP,
+    calibrate,
+    is_foreign,
+    lies_over,
+    mpp_of,
+    slide_layers,
+    slide_of,
+    tag,
+)
 from napari_msamil.slide.mpp import MPP_LIMITS
 
 if TYPE_CHECKING:
@@ -133,10 +143,12 @@ class Form(QWidget):
         return DEMO if self.model.value == DEMO else Path(self.file.value)
 
     def _seen(self) -> napari.layers.Image | None:
-        """The slide that is looked at: the active layer, or the topmost one, among those that are visible."""
+        """The slide that is looked at: the active layer, where no other lies over it, or the topmost one seen."""
         seen = [layer for layer in slide_layers(self._viewer) if layer.visible]
         active = self._viewer.layers.selection.active
-        return active if active in seen else next(reversed(seen), None)
+        if active in seen and not any(lies_over(self._viewer, other, active) for other in seen):
+            return active
+        return next(reversed(seen), None)
 
     @property
     def layer(self) -> napari.layers.Image | None:

@@ -270,6 +270,7 @@ def remove_orphans(viewer: napari.viewer.Viewer) -> None:
 def show_scale(viewer: napari.viewer.Viewer, slide_id: str, name: str | None) -> None:
     """Show one scale's heatmap of a slide, such as "20x", and hide all others, saved ones too; None hides all."""
     for layer in result_layers(viewer, slide_id, *MAPS):
+        layer.metadata[KEY] = {**tag(layer), SEEN: False}
         layer.visible = tag(layer)["role"] == HEATMAP and tag(layer)["scale"] == name
     mark_view(viewer)
 

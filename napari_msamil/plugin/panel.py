@@ -24,7 +24,7 @@ from napari_msamil.plugin.regions import add_region_layer, draw_on, empty_region
 from napari_msamil.plugin.result_view import ResultView
 from napari_msamil.plugin.results import Results
 from napari_msamil.plugin.run_view import RunView
-from napari_msamil.plugin.slides import MAPS, SAVED, SLIDE, slide_layers, tag
+from napari_msamil.plugin.slides import MAPS, SAVED, SLIDE, lies_over, slide_layers, tag
 from napari_msamil.plugin.stage import Stage
 from napari_msamil.plugin.watch import watch
 from napari_msamil.plugin.worker import Run
@@ -114,7 +114,7 @@ class MilPanel(QScrollArea):
         events = self._viewer.layers.events
         events.inserted.connect(self._on_inserted, position="last")  # after `watch` has told a copy from its original
         events.removed.connect(self._on_removed)
-        events.reordered.connect(self._on_layers)
+        events.reordered.connect(self._on_reordered)
         for layer in self._viewer.layers:
             self._listen(layer)
 
@@ -302,13 +302,30 @@ class MilPanel(QScrollArea):
         if tag(layer).get("role") in (SLIDE, SAVED):
             mark_view(self._viewer)
         if tag(layer).get("role") == SLIDE and not self._stage.acting:
-            QTimer.singleShot(0, self._follow_eyes)  # not at once: `Stage` shows and hides several
+            QTimer.singleShot(0, lambda: self._follow_eyes(layer))  # not at once: several may be shown and hidden
 
-    def _follow_eyes(self) -> None:
-        """Follow the user who went to another slide by the eye icons: the panel's is seen where any is."""
+    def _follow_eyes(self, touched: Any = None) -> None:
+        """Follow the user who goes to another slide by the eye icons, or puts one over it: the panel's is seen.
+
+        Of two slides that lie over each other the one that is shown last is meant. Who wants to see both makes the
+        upper one transparent first, or moves one of them aside.
+
+        Args:
+            touched: the slide whose eye it was.
+        """
         seen = [slide for slide in slide_layers(self._viewer) if slide.visible]
-        if seen and self.form.layer not in seen and not self._closed:
+        if self._closed or not seen:
+            return
+        chosen = self.form.layer
+        over = [slide for slide in seen if chosen in seen and lies_over(self._viewer, slide, chosen)]
+        if touched in seen and (chosen not in seen or touched in over or lies_over(self._viewer, chosen, touched)):
+            self.form.choose(touched)
+        elif chosen not in seen or over:
             self.form.choose(seen[-1])
+
+    def _on_reordered(self, event: Any) -> None:
+        self._on_layers()
+        self._follow_eyes()
 
     def _on_inserted(self, event: Any) -> None:
         self._listen(event.value)
@@ -355,7 +372,7 @@ class MilPanel(QScrollArea):
         events = self._viewer.layers.events
         events.inserted.disconnect(self._on_inserted)
         events.removed.disconnect(self._on_removed)
-        events.reordered.disconnect(self._on_layers)
+        events.reordered.disconnect(self._on_reordered)
         for layer in self._viewer.layers:
             self._ignore(layer)
 

@@ -232,6 +232,9 @@ class Results(QObject):
         mark_patch(self._viewer, self._slide_id(), names[scale], place + 1)
         for slide in slide_layers(self._viewer):
             slide.visible = slide == layer
+        active = self._viewer.layers.selection.active
+        if active is not None and not active.visible:  # as another slide is now
+            self._viewer.layers.selection.active = layer
         for outlined in self._top():
             outlined.visible = True  # which patch is meant must be seen
         centre = layer.data_to_world(layers.patch_box(prediction, int(best[place])).mean(axis=0))

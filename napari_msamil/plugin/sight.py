@@ -9,24 +9,43 @@ from qtpy.QtCore import QTimer
 
 from napari_msamil.plugin.layers import see_alone
 from napari_msamil.plugin.saved import say_hidden
-from napari_msamil.plugin.slides import KEY, MAPS, SAVED, SEEN, is_evidence, is_foreign, slides_among, tag
+from napari_msamil.plugin.slides import KEY, MAPS, SAVED, SEEN, SLIDE, is_evidence, is_foreign, slides_among, tag
 
 if TYPE_CHECKING:
     import napari.layers
 
 _awaited: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()  # by layer: turns of its that are to come
 _settling: weakref.WeakSet[Any] = weakref.WeakSet()  # evidence that `settle` shows or hides just now
+_hidden_now: weakref.WeakSet[Any] = weakref.WeakSet()  # slides, in this turn of the event loop
 
 
 def follow_eye(layer: napari.layers.Layer, layers: Any) -> None:
     """See to it that evidence lies on its own tissue whenever a layer among `layers` is shown or hidden."""
 
+    was = layer.visible
+
     def follow(event: Any) -> None:
+        nonlocal was
+        before, was = was, layer.visible  # napari tells of what stays as it was, too
         if layer not in _settling:
+            if was != before:
+                _note_hidden(layer)
             _awaited[layer] = _awaited.get(layer, 0) + 1
             settle_soon(layers, layer)
 
     layer.events.visible.connect(follow)
+
+
+def _note_hidden(layer: napari.layers.Layer) -> None:
+    """Note that evidence hidden right after its slide, as Alt and an eye icon hide all others, comes back with it."""
+    mark = tag(layer)
+    if layer.visible:
+        _hidden_now.discard(layer)
+    elif mark.get("role") == SLIDE:
+        _hidden_now.add(layer)
+        QTimer.singleShot(0, lambda: _hidden_now.discard(layer))
+    elif is_evidence(layer) and any(tag(slide)["slide"] == mark.get("slide") for slide in _hidden_now):
+        layer.metadata[KEY] = {**mark, SEEN: True}
 
 
 def settle_soon(layers: Any, shown: napari.layers.Layer | None = None) -> None:

@@ -12,7 +12,7 @@ from napari.utils.notifications import show_error
 from napari.utils.transforms import Affine
 
 from napari_msamil.plugin.background import use_units
-from napari_msamil.plugin.compat import camera
+from napari_msamil.plugin.compat import camera, in_grid
 from napari_msamil.plugin.prefetch import Prefetcher
 from napari_msamil.slide.pyramid import BlockCache, ViewPyramid
 from napari_msamil.slide.slide import Slide, open_slide
@@ -68,6 +68,15 @@ def result_layers(viewer: napari.viewer.Viewer, slide_id: str, *roles: str) -> l
     """Layers of some roles on the slide layer `slide_id`, bottom first; of its latest result if none is given."""
     roles = roles or (LESION, HEATMAP, TOP)
     return [a for a in viewer.layers if tag(a).get("slide") == slide_id and tag(a).get("role") in roles]
+
+
+def lies_over(viewer: napari.viewer.Viewer, upper: napari.layers.Layer, lower: napari.layers.Layer) -> bool:
+    """Whether a layer that is seen hides another one, or a part of it: it lies above and lets nothing through."""
+    if not upper.visible or upper.opacity < 1 or in_grid(viewer):
+        return False
+    (low, high), (other_low, other_high) = upper.extent.world, lower.extent.world
+    meet = bool(np.all(np.minimum(high, other_high) > np.maximum(low, other_low)))
+    return meet and viewer.layers.index(upper) > viewer.layers.index(lower)
 
 
 def slide_of(layer: napari.layers.Layer) -> Slide:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 class Stage(QObject):
     """Shows one slide of a viewer, with its result and its regions, and hides those of all others.
 
-    It acts when another slide is chosen, so that one may still look at two slides by their eye icons, and when the
+    It acts when another slide is chosen, so that one may still look at two slides side by side, and when the
     canvas changes its size, which napari leaves to the user: who sees all of the slide goes on seeing all of it. A
     slide that comes back is shown as it was left, and where. Layers that are not tied to a slide are left alone.
 

@@ -73,15 +73,16 @@ def test_the_chosen_slide_is_shown_as_it_was_left_and_the_others_are_hidden(
 def test_a_hidden_slide_can_be_looked_at_by_its_eye_icon_and_a_new_run_keeps_the_camera(
     panel: Any, viewer: Any, pair: tuple[Any, Any], qtbot: Any
 ) -> None:
-    first, _ = pair
+    first, second = pair
     camera = compat.camera(viewer)
     camera.center, camera.zoom = (0, 100, 200), 3.0
+    second.opacity = 0.5
     first.visible = True
     viewer.layers["first | attention 10x"].visible = True
     viewer.layers["first | attention 2.5x"].visible = True
     assert "10x: attention rank" in compat.overlay(viewer, "text").text, "the map on top"
     run(panel, qtbot)
-    assert first.visible
+    assert (first.visible, panel.form.layer) == (True, second)
     assert camera.center[-2:] == (100, 200)
     assert camera.zoom == 3.0
 
@@ -90,14 +91,79 @@ def test_the_panel_follows_who_goes_to_another_slide_by_the_eye_icons(
     panel: Any, viewer: Any, pair: tuple[Any, Any], qtbot: Any
 ) -> None:
     one, two = pair
+    for shown_one, other in ((one, two), (two, one)):
+        shown_one.visible = True
+        qtbot.waitUntil(lambda slide=shown_one: panel.form.layer == slide, timeout=SECONDS)
+        assert not other.visible, "of two that lie over each other one is seen"
+    two.translate = (0, 1300)
+    one.visible = True
+    qtbot.wait(50)
+    assert (panel.form.layer, two.visible) == (two, True), "side by side both are seen"
+    two.visible = False
+    qtbot.waitUntil(lambda: panel.form.layer == one, timeout=SECONDS)
+    assert one.visible
+
+
+def test_a_slide_that_is_seen_through_or_beside_another_is_not_left(
+    panel: Any, viewer: Any, pair: tuple[Any, Any], qtbot: Any
+) -> None:
+    one, two = pair
     panel.form.choose(one)
-    qtbot.wait(20)
+    two.opacity = 0.5
     two.visible = True
-    qtbot.wait(20)
-    assert panel.form.layer == one, "both are seen"
-    one.visible = False
+    qtbot.wait(50)
+    assert panel.form.layer == one, "it is seen through the other"
+    viewer.layers.move(viewer.layers.index(two), 0)
+    viewer.layers.move(viewer.layers.index(one), 0)
+    qtbot.wait(50)
+    assert panel.form.layer == one
+    two.opacity = 1
+    viewer.layers.move(viewer.layers.index(one), len(viewer.layers))
+    qtbot.wait(50)
+    assert (panel.form.layer, two.visible) == (one, True)
+    viewer.layers.move(viewer.layers.index(two), len(viewer.layers))
     qtbot.waitUntil(lambda: panel.form.layer == two, timeout=SECONDS)
-    assert two.visible
+    one.visible = False
+    qtbot.wait(50)
+    getattr(viewer, "canvas", viewer).grid.enabled = True
+    one.visible = True
+    qtbot.wait(50)
+    assert (panel.form.layer, two.visible) == (two, True), "the grid shows them beside each other"
+
+
+def test_show_only_this_takes_no_evidence_away_from_a_slide_that_comes_back(
+    panel: Any, viewer: Any, pair: tuple[Any, Any], qtbot: Any
+) -> None:
+    def show_only(layer: Any) -> dict[Any, bool]:
+        """What napari does where an eye is clicked with Alt."""
+        before = {other: other.visible for other in viewer.layers}
+        for other in viewer.layers:
+            other.visible = other == layer
+        return before
+
+    one, two = pair
+    run(panel, qtbot)
+    viewer.layers["second | lesion"].visible = False
+    of_second = shown(viewer)
+    panel.form.choose(one)
+    of_first = shown(viewer)
+    before = show_only(two)
+    qtbot.waitUntil(lambda: panel.form.layer == two, timeout=SECONDS)
+    assert shown(viewer) == of_second
+    for layer, visible in before.items():
+        layer.visible = visible
+    qtbot.waitUntil(lambda: panel.form.layer == one, timeout=SECONDS)
+    for slide, expected in ((one, of_first), (two, of_second), (one, of_first)):
+        panel.form.choose(slide)
+        qtbot.wait(50)
+        assert shown(viewer) == expected
+    one.visible = False
+    qtbot.wait(50)
+    viewer.layers["first | attention 5x"].visible = False
+    qtbot.wait(50)
+    one.visible = True
+    qtbot.wait(50)
+    assert not viewer.layers["first | attention 5x"].visible, "it was hidden for itself"
 
 
 def test_a_slide_comes_with_what_is_shown_of_it_by_the_eye_icons(
@@ -118,6 +184,7 @@ def test_evidence_is_hidden_with_its_slide_while_another_picture_is_seen_and_com
     panel: Any, viewer: Any, pair: tuple[Any, Any], qtbot: Any
 ) -> None:
     one, two = pair
+    two.opacity = 0.5
     heatmap = viewer.layers["first | attention 10x"]
     one.visible = heatmap.visible = True
     qtbot.waitUntil(lambda: viewer.layers["first | lesion"].visible, timeout=SECONDS)  # as the slide was left
@@ -192,6 +259,7 @@ def test_the_panel_is_of_a_slide_that_is_seen(
 ) -> None:
     one, two = pair
     third = panel.open_slide(make_slide("third.tif"))
+    two.opacity = third.opacity = 0.5
     one.visible = two.visible = True
     qtbot.wait(50)
     assert panel.form.layer == third
@@ -246,11 +314,14 @@ def test_the_next_patch_is_seen_whatever_slide_lay_over_it(
 ) -> None:
     one, two = pair
     panel.form.choose(one)
+    two.opacity = 0.5
     two.visible = True
     qtbot.wait(50)
     assert panel.form.layer == one
+    viewer.layers.selection.active = two
     panel.result_view.next.native.click()
     assert [slide.visible for slide in pair] == [True, False]
+    assert viewer.layers.selection.active == one, "a hidden layer is none to work on"
 
 
 def test_a_choice_in_the_panel_outlasts_heatmaps_that_are_linked(
@@ -293,8 +364,12 @@ def test_a_panel_opened_late_takes_the_slide_that_is_looked_at(
     second.visible = True
     viewer.layers.selection.active = first
     third = MilPanel(viewer)
-    assert third.form.layer == first, "both are visible, and this one is selected"
+    assert third.form.layer == second, "it lies over the one that is selected"
     third.shut_down()
+    first.visible, second.opacity = True, 0.5
+    fourth = MilPanel(viewer)
+    assert fourth.form.layer == first, "both are seen, and this one is selected"
+    fourth.shut_down()
 
 
 def test_a_failure_is_said_beside_the_slide_it_is_about(
