@@ -17,14 +17,14 @@ from napari_msamil.plugin.background import FOR_RESULTS, FOR_SLIDES, import_ahea
 from napari_msamil.plugin.captions import mark_view
 from napari_msamil.plugin.form import Form
 from napari_msamil.plugin.inputs import leave_the_wheel_to
-from napari_msamil.plugin.layers import remove_orphans
+from napari_msamil.plugin.layers import remove_orphans, see_alone
 from napari_msamil.plugin.opening import Opener
 from napari_msamil.plugin.outlines import fit_outlines
 from napari_msamil.plugin.regions import add_region_layer, draw_on, empty_region, stop_drawing
 from napari_msamil.plugin.result_view import ResultView
 from napari_msamil.plugin.results import Results
 from napari_msamil.plugin.run_view import RunView
-from napari_msamil.plugin.slides import MAPS, SAVED, SLIDE, lies_over, slide_layers, tag
+from napari_msamil.plugin.slides import MAPS, SAVED, SLIDE, is_evidence, tag
 from napari_msamil.plugin.stage import Stage
 from napari_msamil.plugin.watch import watch
 from napari_msamil.plugin.worker import Run
@@ -301,27 +301,16 @@ class MilPanel(QScrollArea):
         self.results.follow_eye(layer)
         if tag(layer).get("role") in (SLIDE, SAVED):
             mark_view(self._viewer)
-        if tag(layer).get("role") == SLIDE and not self._stage.acting:
+        if (tag(layer).get("role") == SLIDE or is_evidence(layer)) and not self._stage.acting:
             QTimer.singleShot(0, lambda: self._follow_eyes(layer))  # not at once: several may be shown and hidden
 
     def _follow_eyes(self, touched: Any = None) -> None:
-        """Follow the user who goes to another slide by the eye icons, or puts one over it: the panel's is seen.
-
-        Of two slides that lie over each other the one that is shown last is meant. Who wants to see both makes the
-        upper one transparent first, or moves one of them aside.
-
-        Args:
-            touched: the slide whose eye it was.
-        """
-        seen = [slide for slide in slide_layers(self._viewer) if slide.visible]
-        if self._closed or not seen:
+        meant = None if self._closed else self._stage.meant_by(touched)
+        if meant is None or meant is self.form.layer:
             return
-        chosen = self.form.layer
-        over = [slide for slide in seen if chosen in seen and lies_over(self._viewer, slide, chosen)]
-        if touched in seen and (chosen not in seen or touched in over or lies_over(self._viewer, chosen, touched)):
-            self.form.choose(touched)
-        elif chosen not in seen or over:
-            self.form.choose(seen[-1])
+        if touched is not None and touched.visible and tag(touched)["role"] in MAPS:
+            see_alone(self._viewer.layers, touched)  # what waits of its slide would come beside it
+        self.form.choose(meant)
 
     def _on_reordered(self, event: Any) -> None:
         self._on_layers()

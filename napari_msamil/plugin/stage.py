@@ -12,7 +12,7 @@ from qtpy.QtWidgets import QMainWindow
 from napari_msamil.plugin import compat
 from napari_msamil.plugin.regions import stop_drawing
 from napari_msamil.plugin.saved import loose
-from napari_msamil.plugin.slides import KEY, SEEN, SLIDE, mpp_of, slide_layers, tag
+from napari_msamil.plugin.slides import KEY, SEEN, SLIDE, lies_over, mpp_of, slide_layers, tag
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -68,6 +68,26 @@ class Stage(QObject):
             else:
                 self._go_to(seen)
         return turned
+
+    def meant_by(self, touched: napari.layers.Layer | None) -> napari.layers.Image | None:
+        """The slide that the user looks at, or wants to, after the eye of a layer was clicked or layers were moved.
+
+        Of two slides that lie over each other it is the one that is shown last: who wants to see both makes the upper
+        one transparent first, or moves one of them aside. Where no slide is seen it is that of evidence that is shown.
+
+        Args:
+            touched: the slide or the evidence whose eye it was.
+        """
+        viewer, chosen, slides = self._viewer, self._chosen, slide_layers(self._viewer)
+        seen = [slide for slide in slides if slide.visible]
+        if not seen:
+            of = tag(touched).get("slide") if touched is not None and touched.visible else None
+            return next((slide for slide in slides if tag(slide)["slide"] == of), None)
+        if chosen not in seen:
+            return touched if touched in seen else seen[-1]
+        if touched in seen and (lies_over(viewer, touched, chosen) or lies_over(viewer, chosen, touched)):
+            return touched
+        return seen[-1] if any(lies_over(viewer, slide, chosen) for slide in seen) else chosen
 
     def hide_waiting(self) -> None:
         """Hide what was laid on slides that are hidden themselves; it is shown with its slide."""

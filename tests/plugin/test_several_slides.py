@@ -180,6 +180,20 @@ def test_a_slide_comes_with_what_is_shown_of_it_by_the_eye_icons(
     assert not one.visible, "who hides the slide may look at the evidence alone"
 
 
+def test_evidence_of_another_slide_brings_it_along_where_no_slide_is_seen(
+    panel: Any, viewer: Any, pair: tuple[Any, Any], qtbot: Any
+) -> None:
+    one, two = pair
+    run(panel, qtbot)
+    for layer in viewer.layers:
+        layer.visible = layer.name == "first | attention 10x"
+    qtbot.waitUntil(lambda: panel.form.layer == one, timeout=SECONDS)
+    qtbot.wait(50)
+    assert shown(viewer) == ["first", "first | attention 10x", "first | lesion", "first | top patches"]
+    panel.form.choose(two)
+    assert shown(viewer) == ["second", "second | attention 10x", "second | lesion", "second | top patches"]
+
+
 def test_evidence_is_hidden_with_its_slide_while_another_picture_is_seen_and_comes_back_with_it(
     panel: Any, viewer: Any, pair: tuple[Any, Any], qtbot: Any
 ) -> None:
