@@ -114,7 +114,7 @@ class MilPanel(QScrollArea):
         events = self._viewer.layers.events
         events.inserted.connect(self._on_inserted, position="last")  # after `watch` has told a copy from its original
         events.removed.connect(self._on_removed)
-        events.reordered.connect(self._on_reordered)
+        events.reordered.connect(self._on_layers)
         for layer in self._viewer.layers:
             self._listen(layer)
 
@@ -304,17 +304,14 @@ class MilPanel(QScrollArea):
         if (tag(layer).get("role") == SLIDE or is_evidence(layer)) and not self._stage.acting:
             QTimer.singleShot(0, lambda: self._follow_eyes(layer))  # not at once: several may be shown and hidden
 
-    def _follow_eyes(self, touched: Any = None) -> None:
+    def _follow_eyes(self, touched: Any) -> None:
+        """Go to the slide that the user goes to by the eye icons."""
         meant = None if self._closed else self._stage.meant_by(touched)
         if meant is None or meant is self.form.layer:
             return
-        if touched is not None and touched.visible and tag(touched)["role"] in MAPS:
+        if touched.visible and tag(touched)["role"] in MAPS:
             see_alone(self._viewer.layers, touched)  # what waits of its slide would come beside it
         self.form.choose(meant)
-
-    def _on_reordered(self, event: Any) -> None:
-        self._on_layers()
-        self._follow_eyes()
 
     def _on_inserted(self, event: Any) -> None:
         self._listen(event.value)
@@ -361,7 +358,7 @@ class MilPanel(QScrollArea):
         events = self._viewer.layers.events
         events.inserted.disconnect(self._on_inserted)
         events.removed.disconnect(self._on_removed)
-        events.reordered.disconnect(self._on_reordered)
+        events.reordered.disconnect(self._on_layers)
         for layer in self._viewer.layers:
             self._ignore(layer)
 

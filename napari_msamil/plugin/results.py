@@ -232,11 +232,11 @@ class Results(QObject):
         mark_patch(self._viewer, self._slide_id(), names[scale], place + 1)
         for slide in slide_layers(self._viewer):
             slide.visible = slide == layer
-        active = self._viewer.layers.selection.active
-        if active is not None and not active.visible:  # as another slide is now
-            self._viewer.layers.selection.active = layer
         for outlined in self._top():
             outlined.visible = True  # which patch is meant must be seen
+        active = self._viewer.layers.selection.active
+        if active is not None and tag(active).get("slide", self._slide_id()) != self._slide_id():
+            self._viewer.layers.selection.active = layer  # what lies on other slides is hidden with them
         centre = layer.data_to_world(layers.patch_box(prediction, int(best[place])).mean(axis=0))
         pixel = prediction.table.footprint(scale)[0] / prediction.table.scales[scale].patch_px  # of the patch, level-0
         compat.look_at(self._viewer, centre, zoom=1 / (pixel * layer.scale[-1]))  # is one of the screen

@@ -29,22 +29,32 @@ def follow_eye(layer: napari.layers.Layer, layers: Any) -> None:
         before, was = was, layer.visible  # napari tells of what stays as it was, too
         if layer not in _settling:
             if was != before:
-                _note_hidden(layer)
+                _note(layer, layers)
             _awaited[layer] = _awaited.get(layer, 0) + 1
             settle_soon(layers, layer)
 
     layer.events.visible.connect(follow)
 
 
-def _note_hidden(layer: napari.layers.Layer) -> None:
-    """Note that evidence hidden right after its slide, as Alt and an eye icon hide all others, comes back with it."""
+def _note(layer: napari.layers.Layer, layers: Any) -> None:
+    """Note that what is hidden right after its slide, as Alt and an eye icon hide all others, comes back with it.
+
+    Of heatmaps one comes back, and none beside one that was shown meanwhile.
+    """
     mark = tag(layer)
-    if layer.visible:
-        _hidden_now.discard(layer)
-    elif mark.get("role") == SLIDE:
-        _hidden_now.add(layer)
+    if mark.get("role") == SLIDE:
+        (_hidden_now.discard if layer.visible else _hidden_now.add)(layer)
         QTimer.singleShot(0, lambda: _hidden_now.discard(layer))
-    elif is_evidence(layer) and any(tag(slide)["slide"] == mark.get("slide") for slide in _hidden_now):
+        return
+    slide = next((a for a in slides_among(layers) if tag(a)["slide"] == mark.get("slide")), None)
+    maps = [a for a in layers if tag(a).get("role") in MAPS and tag(a).get("slide") == mark.get("slide")]
+    others = [a for a in maps if a is not layer] if layer in maps else []
+    if slide is None or slide.visible:
+        return
+    if layer.visible:
+        for one in [layer, *(a for a in others if not a.visible)]:
+            one.metadata[KEY] = {**tag(one), SEEN: False}
+    elif slide in _hidden_now and not any(a.visible for a in others):
         layer.metadata[KEY] = {**mark, SEEN: True}
 
 
@@ -56,7 +66,8 @@ def settle_soon(layers: Any, shown: napari.layers.Layer | None = None) -> None:
 def settle(layers: Any, shown: napari.layers.Layer | None = None) -> None:
     """Hide evidence whose slide is not seen while another picture is, and show it again with its slide.
 
-    Evidence that the user has just shown brings its slide along instead.
+    Regions that were hidden with their slide come back too. Evidence that the user has just shown brings its slide
+    along instead.
 
     Args:
         layers: all of a viewer.
@@ -65,12 +76,12 @@ def settle(layers: Any, shown: napari.layers.Layer | None = None) -> None:
     if shown is not None:
         _awaited[shown] -= 1
     slides = {tag(slide)["slide"]: slide for slide in slides_among(layers)}
-    for layer in [a for a in layers if is_evidence(a)]:
+    for layer in [a for a in layers if tag(a).get("role") != SLIDE]:
         slide = slides.get(tag(layer).get("slide"))
         if slide is not None and slide.visible:
             if tag(layer).get(SEEN):
                 _see(layer, True, later=False)
-        elif not layer.visible or _awaited.get(layer):
+        elif not is_evidence(layer) or not layer.visible or _awaited.get(layer):
             continue
         elif any(is_foreign(other, slide) for other in layers if other.visible):
             if slide is not None and layer is shown:

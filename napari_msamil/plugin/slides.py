@@ -35,6 +35,7 @@ SAVED = "saved heatmap"  # opened from a result's folder; tied to its slide wher
 HEATMAP_COPY = "copy of a heatmap"  # a duplicate, which no later result takes along
 MAPS = (HEATMAP, SAVED, HEATMAP_COPY)
 PLACEHOLDER = "placeholder"  # of the sample slide, while it is drawn
+_COVERING = ("opaque", "translucent", "translucent_no_depth")  # of napari's ways of blending, at full opacity
 SEEN = "seen"  # in a layer's mark: whether it is shown when its slide comes back
 ALONG = "along"  # in the mark of a layer of the user's: the slide whose pixel size it was given
 
@@ -71,12 +72,17 @@ def result_layers(viewer: napari.viewer.Viewer, slide_id: str, *roles: str) -> l
 
 
 def lies_over(viewer: napari.viewer.Viewer, upper: napari.layers.Layer, lower: napari.layers.Layer) -> bool:
-    """Whether a layer that is seen hides another one, or a part of it: it lies above and lets nothing through."""
-    if not upper.visible or upper.opacity < 1 or in_grid(viewer):
+    """Whether a layer that is seen hides another one: above it, not beside it (the middle of one is in the other)."""
+    if not upper.visible or upper.opacity < 1 or upper.blending not in _COVERING or in_grid(viewer):
         return False
-    (low, high), (other_low, other_high) = upper.extent.world, lower.extent.world
-    meet = bool(np.all(np.minimum(high, other_high) > np.maximum(low, other_low)))
-    return meet and viewer.layers.index(upper) > viewer.layers.index(lower)
+    above = viewer.layers.index(upper) > viewer.layers.index(lower)
+    return above and (_middle_in(upper, lower) or _middle_in(lower, upper))
+
+
+def _middle_in(layer: napari.layers.Layer, other: napari.layers.Layer) -> bool:
+    low, high = other.extent.data
+    middle = np.asarray(other.world_to_data(layer.extent.world.mean(axis=0)))
+    return bool(np.all((low <= middle) & (middle <= high)))
 
 
 def slide_of(layer: napari.layers.Layer) -> Slide:

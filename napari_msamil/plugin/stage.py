@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 class Stage(QObject):
     """Shows one slide of a viewer, with its result and its regions, and hides those of all others.
 
-    It acts when another slide is chosen, so that one may still look at two slides side by side, and when the
-    canvas changes its size, which napari leaves to the user: who sees all of the slide goes on seeing all of it. A
-    slide that comes back is shown as it was left, and where. Layers that are not tied to a slide are left alone.
+    It acts when another slide is chosen, so that one may still look at two slides beside or through each other, and
+    when the canvas changes its size, which napari leaves to the user: who sees all of the slide goes on seeing all of
+    it. A slide that comes back is shown as it was left, and where. Layers not tied to a slide are left alone.
 
     Args:
         viewer: whose layers are shown and hidden.
@@ -69,25 +69,26 @@ class Stage(QObject):
                 self._go_to(seen)
         return turned
 
-    def meant_by(self, touched: napari.layers.Layer | None) -> napari.layers.Image | None:
-        """The slide that the user looks at, or wants to, after the eye of a layer was clicked or layers were moved.
+    def meant_by(self, touched: napari.layers.Layer) -> napari.layers.Image | None:
+        """The slide that the user goes to by the eye of a layer, perhaps the chosen one; None where none is seen.
 
-        Of two slides that lie over each other it is the one that is shown last: who wants to see both makes the upper
-        one transparent first, or moves one of them aside. Where no slide is seen it is that of evidence that is shown.
+        Of two slides that lie over each other it is the one whose eye was clicked last: who wants to see both makes the
+        upper one transparent first, or moves one of them aside. Where no slide is seen it is that of evidence which is
+        shown.
 
         Args:
-            touched: the slide or the evidence whose eye it was.
+            touched: the slide or the evidence whose eye was clicked.
         """
         viewer, chosen, slides = self._viewer, self._chosen, slide_layers(self._viewer)
         seen = [slide for slide in slides if slide.visible]
         if not seen:
-            of = tag(touched).get("slide") if touched is not None and touched.visible else None
+            of = tag(touched).get("slide") if touched.visible else None
             return next((slide for slide in slides if tag(slide)["slide"] == of), None)
         if chosen not in seen:
             return touched if touched in seen else seen[-1]
         if touched in seen and (lies_over(viewer, touched, chosen) or lies_over(viewer, chosen, touched)):
             return touched
-        return seen[-1] if any(lies_over(viewer, slide, chosen) for slide in seen) else chosen
+        return chosen
 
     def hide_waiting(self) -> None:
         """Hide what was laid on slides that are hidden themselves; it is shown with its slide."""

@@ -104,50 +104,53 @@ def test_the_panel_follows_who_goes_to_another_slide_by_the_eye_icons(
     assert one.visible
 
 
+@pytest.mark.parametrize("how", ["transparent", "blended", "turned, beside", "grid"])
 def test_a_slide_that_is_seen_through_or_beside_another_is_not_left(
-    panel: Any, viewer: Any, pair: tuple[Any, Any], qtbot: Any
+    panel: Any, viewer: Any, pair: tuple[Any, Any], qtbot: Any, how: str
 ) -> None:
     one, two = pair
     panel.form.choose(one)
-    two.opacity = 0.5
+    grid = getattr(viewer, "canvas", viewer).grid
+    if how == "transparent":
+        two.opacity = 0.5
+    elif how == "blended":
+        two.blending = "minimum"
+    elif how == "turned, beside":
+        for slide in (one, two):
+            slide.rotate = 30
+        two.translate = -(1 + 900 / 2 + 600 / 2) * np.array([np.cos(np.pi / 6), np.sin(np.pi / 6)])
+    else:
+        grid.enabled = True
     two.visible = True
     qtbot.wait(50)
-    assert panel.form.layer == one, "it is seen through the other"
-    viewer.layers.move(viewer.layers.index(two), 0)
-    viewer.layers.move(viewer.layers.index(one), 0)
+    assert (panel.form.layer, one.visible) == (one, True)
+    grid.enabled, two.opacity = False, 1
+    panel.result_view.scale.value = "10x"
     qtbot.wait(50)
-    assert panel.form.layer == one
-    two.opacity = 1
-    viewer.layers.move(viewer.layers.index(one), len(viewer.layers))
-    qtbot.wait(50)
-    assert (panel.form.layer, two.visible) == (one, True)
-    viewer.layers.move(viewer.layers.index(two), len(viewer.layers))
-    qtbot.waitUntil(lambda: panel.form.layer == two, timeout=SECONDS)
-    one.visible = False
-    qtbot.wait(50)
-    getattr(viewer, "canvas", viewer).grid.enabled = True
-    one.visible = True
-    qtbot.wait(50)
-    assert (panel.form.layer, two.visible) == (two, True), "the grid shows them beside each other"
+    assert (panel.form.layer, one.visible) == (one, True), "only the eyes of slides lead from one to another"
 
 
-def test_show_only_this_takes_no_evidence_away_from_a_slide_that_comes_back(
+def show_only(viewer: Any, layer: Any) -> dict[Any, bool]:
+    """What napari does where an eye is clicked with Alt; gives what it restores where that is done again."""
+    before = {other: other.visible for other in viewer.layers}
+    for other in viewer.layers:
+        other.visible = other == layer
+    return before
+
+
+def test_show_only_this_takes_nothing_away_from_a_slide_that_comes_back(
     panel: Any, viewer: Any, pair: tuple[Any, Any], qtbot: Any
 ) -> None:
-    def show_only(layer: Any) -> dict[Any, bool]:
-        """What napari does where an eye is clicked with Alt."""
-        before = {other: other.visible for other in viewer.layers}
-        for other in viewer.layers:
-            other.visible = other == layer
-        return before
-
     one, two = pair
     run(panel, qtbot)
     viewer.layers["second | lesion"].visible = False
     of_second = shown(viewer)
     panel.form.choose(one)
+    panel.form.draw.native.click()
+    viewer.layers.selection.active = one
     of_first = shown(viewer)
-    before = show_only(two)
+    assert "first | region" in of_first
+    before = show_only(viewer, two)
     qtbot.waitUntil(lambda: panel.form.layer == two, timeout=SECONDS)
     assert shown(viewer) == of_second
     for layer, visible in before.items():
@@ -157,6 +160,10 @@ def test_show_only_this_takes_no_evidence_away_from_a_slide_that_comes_back(
         panel.form.choose(slide)
         qtbot.wait(50)
         assert shown(viewer) == expected
+    show_only(viewer, two)
+    qtbot.wait(50)
+    panel.form.choose(one)
+    assert shown(viewer) == of_first
     one.visible = False
     qtbot.wait(50)
     viewer.layers["first | attention 5x"].visible = False
@@ -164,6 +171,24 @@ def test_show_only_this_takes_no_evidence_away_from_a_slide_that_comes_back(
     one.visible = True
     qtbot.wait(50)
     assert not viewer.layers["first | attention 5x"].visible, "it was hidden for itself"
+
+
+@pytest.mark.parametrize("name", ["2.5x", "10x"])
+def test_a_heatmap_that_is_shown_alone_is_the_only_one_when_its_slide_comes_back(
+    panel: Any, viewer: Any, pair: tuple[Any, Any], qtbot: Any, name: str
+) -> None:
+    one, _ = pair
+    panel.form.choose(one)
+    show_only(viewer, viewer.layers[f"first | attention {name}"])
+    qtbot.wait(50)
+    lesion = viewer.layers["first | lesion"]
+    lesion.visible = True
+    qtbot.wait(50)
+    lesion.visible = False
+    qtbot.wait(50)
+    one.visible = True
+    qtbot.wait(50)
+    assert shown(viewer) == ["first", f"first | attention {name}", "first | top patches"], "the lesion was hidden since"
 
 
 def test_a_slide_comes_with_what_is_shown_of_it_by_the_eye_icons(
