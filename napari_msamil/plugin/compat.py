@@ -55,10 +55,10 @@ def _on_screen(viewer: napari.viewer.Viewer, along: Sequence[float]) -> tuple[fl
     return tuple(along[axis - first] for axis in viewer.dims.displayed if axis >= first)
 
 
-def in_grid(viewer: napari.viewer.Viewer) -> bool:
-    """Whether napari's grid is on, which shows layers beside each other."""
+def grid(viewer: napari.viewer.Viewer) -> Any:
+    """napari's grid, which shows layers beside each other while it is enabled."""
     canvas = getattr(viewer, "canvas", None)
-    return bool((viewer if canvas is None else canvas).grid.enabled)
+    return (viewer if canvas is None else canvas).grid
 
 
 def remove(viewer: napari.viewer.Viewer, layers: Collection[Any]) -> None:

@@ -43,11 +43,13 @@ class Form(QWidget):
     Signals:
         changed(): an answer changed, or the layers to choose from did.
         recalibrated(): the chosen slide got another pixel size.
+        slide_picked(): a slide was picked by hand, perhaps the one that was chosen before.
         open_asked(), draw_asked(): the buttons.
     """
 
     changed = Signal()
     recalibrated = Signal()
+    slide_picked = Signal()
     open_asked = Signal()
     draw_asked = Signal()
 
@@ -111,6 +113,7 @@ class Form(QWidget):
 
     def _connect(self) -> None:
         self.slide.changed.connect(self._slide_changed)
+        self.slide.native.activated.connect(lambda index: self.slide_picked.emit())
         self.mpp.changed.connect(self.changed.emit)
         self.mpp.native.editingFinished.connect(self.calibrate)
         self.model.changed.connect(self._model_changed)

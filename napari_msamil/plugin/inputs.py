@@ -1,10 +1,10 @@
-"""How the panel's fields take the mouse wheel and the decimal comma."""
+"""How the panel's fields take the mouse wheel, the decimal comma, and a number in place of words."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from qtpy.QtCore import QEvent, QLocale, QObject, Qt
+from qtpy.QtCore import QEvent, QLocale, QObject, Qt, QTimer
 from qtpy.QtGui import QKeyEvent
 from qtpy.QtWidgets import QAbstractSpinBox, QApplication, QComboBox, QDoubleSpinBox, QSlider, QWidget
 
@@ -21,21 +21,36 @@ class _Unmoved(QObject):
         return True
 
 
-class _Comma(QObject):
-    """Puts a point where a comma was typed or pasted, of which Qt makes nothing: 0,5 would be read as 5."""
+class _Number(QObject):
+    """Lets a number be typed or pasted into a box where Qt would make nothing, or another number, of it.
+
+    A comma becomes a point: 0,5 would be read as 5. Words that stand for no number ("not known") go when something is
+    typed: Qt takes no key that would leave a part of them.
+    """
 
     def __init__(self, box: QDoubleSpinBox) -> None:
         super().__init__(box)
+        self._box = box
         box.lineEdit().textChanged.connect(self._put_points)
+        box.installEventFilter(self)
+        box.lineEdit().installEventFilter(self)
+
+    def _select_words(self) -> None:
+        if self._box.text() == self._box.specialValueText():
+            self._box.selectAll()
 
     def _put_points(self, text: str) -> None:
         if "," in text:
-            line = self.parent().lineEdit()
+            line = self._box.lineEdit()
             cursor = line.cursorPosition()
             line.setText(text.replace(",", "."))
             line.setCursorPosition(cursor)
 
     def eventFilter(self, watched: Any, event: Any) -> bool:  # noqa: N802
+        if event.type() in (QEvent.Type.KeyPress, QEvent.Type.ContextMenu):
+            self._select_words()
+        elif event.type() == QEvent.Type.MouseButtonRelease:
+            QTimer.singleShot(0, self._select_words)  # not at once: Qt would copy them, as what the mouse selected
         if event.type() not in (QEvent.Type.KeyPress, QEvent.Type.KeyRelease) or event.text() != ",":
             return False
         QApplication.sendEvent(watched, QKeyEvent(event.type(), Qt.Key.Key_Period, event.modifiers(), "."))
@@ -58,4 +73,4 @@ def take_point_and_comma(box: QDoubleSpinBox) -> None:
     box.setButtonSymbols(QAbstractSpinBox.ButtonSymbols.NoButtons)
     box.setStepType(QAbstractSpinBox.StepType.DefaultStepType)
     box.setSingleStep(0)  # nor do arrow keys: each press would be another answer, not yet given
-    box.installEventFilter(_Comma(box))
+    _Number(box)

@@ -100,6 +100,7 @@ class MilPanel(QScrollArea):
 
     def _connect(self) -> None:
         self.form.changed.connect(self._update)
+        self.form.slide_picked.connect(self._stage.show_alone)
         self.form.open_asked.connect(self.opener.ask)
         self.form.draw_asked.connect(self._draw_region)
         self.form.recalibrated.connect(lambda: mark_view(self._viewer))

@@ -12,7 +12,7 @@ from napari.utils.notifications import show_error
 from napari.utils.transforms import Affine
 
 from napari_msamil.plugin.background import use_units
-from napari_msamil.plugin.compat import camera, in_grid
+from napari_msamil.plugin.compat import camera, grid
 from napari_msamil.plugin.prefetch import Prefetcher
 from napari_msamil.slide.pyramid import BlockCache, ViewPyramid
 from napari_msamil.slide.slide import Slide, open_slide
@@ -73,7 +73,7 @@ def result_layers(viewer: napari.viewer.Viewer, slide_id: str, *roles: str) -> l
 
 def lies_over(viewer: napari.viewer.Viewer, upper: napari.layers.Layer, lower: napari.layers.Layer) -> bool:
     """Whether a layer that is seen hides another one: above it, not beside it (the middle of one is in the other)."""
-    if not upper.visible or upper.opacity < 1 or upper.blending not in _COVERING or in_grid(viewer):
+    if not upper.visible or upper.opacity < 1 or upper.blending not in _COVERING or grid(viewer).enabled:
         return False
     above = viewer.layers.index(upper) > viewer.layers.index(lower)
     return above and (_middle_in(upper, lower) or _middle_in(lower, upper))

@@ -45,6 +45,7 @@ class Stage(QObject):
         self._whole: tuple[float, ...] | None = None  # the view by which all of it was shown last
         self._views: dict[str, tuple[float, ...]] = {}  # by slide that was left: where, if the user had moved the view
         self._watched: QWidget | None = None
+        compat.grid(viewer).events.enabled.connect(self._on_grid)
         self._show(chosen)
         if chosen is not None:
             now = self._view()
@@ -90,6 +91,19 @@ class Stage(QObject):
             return touched
         return chosen
 
+    def show_alone(self) -> None:
+        """Show the chosen slide and hide the others, with what lies on them."""
+        with self._acting():
+            self._hide([a for a in self._viewer.layers if tag(a).get("slide", self._slide_id) != self._slide_id])
+            if self._chosen is not None:
+                self._chosen.visible = True
+
+    def _on_grid(self, event: Any) -> None:
+        """Let no slide that was seen beside the chosen one lie over it now."""
+        viewer, chosen = self._viewer, self._chosen
+        if chosen is not None and any(lies_over(viewer, other, chosen) for other in slide_layers(viewer)):
+            self.show_alone()
+
     def hide_waiting(self) -> None:
         """Hide what was laid on slides that are hidden themselves; it is shown with its slide."""
         hidden = [a for a in slide_layers(self._viewer) if a is not self._chosen and not a.visible]
@@ -117,7 +131,8 @@ class Stage(QObject):
             QTimer.singleShot(0, self._fit_again)  # room was made for the panel before it was shown
 
     def leave(self) -> None:
-        """Let go of the window."""
+        """Let go of the viewer."""
+        compat.grid(self._viewer).events.enabled.disconnect(self._on_grid)
         if self._watched is not None:
             self._watched.removeEventFilter(self)
             self._viewer.events.reset_view.disconnect(self._on_reset)

@@ -55,6 +55,7 @@ def watch(viewer: napari.viewer.Viewer) -> None:
     events.inserted.connect(_attend)
     events.inserted.connect(_keep_together)
     events.inserted.connect(_look_after)
+    events.reordered.connect(_restack)
     events.inserted.connect(lambda event: _mark_copy(viewer, event.value), position="last")
     events.removed.connect(_release)
     for layer in viewer.layers:
@@ -181,6 +182,19 @@ def _out_of_place(layer: Any, layers: Any) -> bool:
     below = [tag(slide)["slide"] for slide in slides_among(list(layers)[: layers.index(layer)])]
     mine = tag(layer)["slide"]
     return tag(layer)["role"] != SLIDE and mine in slides and (not below or below[-1] != mine)
+
+
+def _restack(event: Any) -> None:
+    """Put what lies on a slide on top of it again when a layer was dragged in the list."""
+
+    def restack() -> None:
+        for layer in astray:
+            _stack(layer, layers)
+
+    layers = event.source
+    astray = [layer for layer in layers if "slide" in tag(layer) and _out_of_place(layer, layers)]
+    if astray:
+        QTimer.singleShot(0, restack)  # not at once: the list still moves
 
 
 def _stack(layer: Any, layers: Any) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from qtpy.QtCore import QLocale, QMimeData, QPointF, Qt, QUrl
+from qtpy.QtCore import QLocale, QMimeData, QPoint, QPointF, Qt, QUrl
 from qtpy.QtGui import QDropEvent
 from qtpy.QtWidgets import QApplication
 
@@ -181,6 +181,25 @@ def test_the_pixel_size_is_typed_with_a_point_or_a_comma(
         panel.shut_down()
     finally:
         QLocale.setDefault(before)
+
+
+@pytest.mark.parametrize("place", [0.1, 0.5, 0.95])
+@pytest.mark.parametrize("clicks", [("mouseClick",), ("mouseDClick", "mouseRelease")], ids=["one", "two"])
+def test_the_pixel_size_is_typed_where_the_field_was_clicked(
+    panel: Any, bare_file: Path, qtbot: Any, place: float, clicks: tuple[str, ...]
+) -> None:
+    layer = panel.open_slide(bare_file)
+    field = panel.form.mpp.native
+    line = field.lineEdit()
+    there = QPoint(int(place * line.width()), line.height() // 2)
+    for click in clicks:
+        getattr(qtbot, click)(line, Qt.MouseButton.LeftButton, pos=there)
+    qtbot.wait(20)
+    assert line.selectedText() == field.text() == "not known"
+    line.deselect()
+    qtbot.keyClicks(field, "0.5")
+    qtbot.keyClick(field, Qt.Key.Key_Return)
+    assert slides.mpp_of(layer) == (0.5, 0.5)
 
 
 def test_a_slide_with_pixel_size_does_not_ask(panel: Any, slide_file: Path) -> None:

@@ -110,7 +110,6 @@ def test_a_slide_that_is_seen_through_or_beside_another_is_not_left(
 ) -> None:
     one, two = pair
     panel.form.choose(one)
-    grid = getattr(viewer, "canvas", viewer).grid
     if how == "transparent":
         two.opacity = 0.5
     elif how == "blended":
@@ -120,14 +119,36 @@ def test_a_slide_that_is_seen_through_or_beside_another_is_not_left(
             slide.rotate = 30
         two.translate = -(1 + 900 / 2 + 600 / 2) * np.array([np.cos(np.pi / 6), np.sin(np.pi / 6)])
     else:
-        grid.enabled = True
+        compat.grid(viewer).enabled = True
     two.visible = True
     qtbot.wait(50)
     assert (panel.form.layer, one.visible) == (one, True)
-    grid.enabled, two.opacity = False, 1
+    two.opacity = 1
     panel.result_view.scale.value = "10x"
     qtbot.wait(50)
     assert (panel.form.layer, one.visible) == (one, True), "only the eyes of slides lead from one to another"
+
+
+@pytest.mark.parametrize("how", ["the grid is left", "it is picked again"])
+def test_a_slide_that_another_came_to_lie_over_is_shown_alone(
+    panel: Any, viewer: Any, pair: tuple[Any, Any], qtbot: Any, how: str
+) -> None:
+    one, two = pair
+    run(panel, qtbot)
+    panel.form.choose(one)
+    before = shown(viewer)
+    grid = compat.grid(viewer)
+    grid.enabled = True
+    two.visible = True
+    qtbot.waitUntil(lambda: viewer.layers["second | lesion"].visible, timeout=SECONDS)
+    if how == "it is picked again":
+        two.opacity = 0.5
+    grid.enabled = False
+    if how == "it is picked again":
+        assert two.visible
+        panel.form.slide.native.activated.emit(panel.form.slide.native.currentIndex())
+    assert shown(viewer) == before
+    assert panel.form.layer == one
 
 
 def show_only(viewer: Any, layer: Any) -> dict[Any, bool]:

@@ -16,7 +16,7 @@ from napari_msamil.inference import classify as classify_module
 from napari_msamil.inference.classify import Progress
 from napari_msamil.plugin import compat, layers
 from napari_msamil.plugin.slides import tag
-from pressing import SECONDS, run
+from pressing import SECONDS, layer_names, run, shown
 
 pytestmark = pytest.mark.gui
 
@@ -324,6 +324,23 @@ def test_what_lies_on_a_slide_lies_below_the_slides_that_were_opened_later(
     assert [layer.name for layer in viewer.layers][-3:] == ["second", "picture", "not tied to a slide"]
     assert picture.visible
     assert panel.form.layer == first
+
+
+def test_what_lies_on_a_slide_follows_it_in_the_list(
+    panel: Any, viewer: Any, pair: tuple[Any, Any], qtbot: Any
+) -> None:
+    one, _ = pair
+    panel.form.choose(one)
+    order = [name for name in layer_names(viewer) if name.startswith("first")]
+    before = shown(viewer)
+    viewer.layers.move(viewer.layers.index(one), len(viewer.layers))
+    qtbot.waitUntil(lambda: layer_names(viewer) == ["second", *order], timeout=SECONDS)
+    viewer.layers.move(viewer.layers.index("first | lesion"), 0)
+    qtbot.waitUntil(lambda: layer_names(viewer)[:2] == ["second", "first"], timeout=SECONDS)
+    viewer.layers.move(0, len(viewer.layers))
+    qtbot.wait(50)
+    assert layer_names(viewer)[-1] == "second"
+    assert shown(viewer)[:2] == before[:2] == ["first", "first | attention 5x"]
 
 
 def test_a_slide_whose_file_was_replaced_is_not_classified(
