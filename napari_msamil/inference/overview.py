@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from napari_msamil.errors import SlideError
 from napari_msamil.inference.heatmap import Heatmap, colour
-from napari_msamil.inference.prediction import LESION_RGB, RESEARCH_USE, percent
+from napari_msamil.inference.prediction import LESION_RGB, REGION_RGB, RESEARCH_USE, percent
 from napari_msamil.slide.damage import read_around_damage
 from napari_msamil.slide.slide import open_slide
 
@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 PANEL_PX = 440
 GAP_PX = 16
 _INK, _PALE, _LINE, _BAR = (30, 30, 34), (110, 110, 118), (222, 222, 226), (66, 106, 168)
-_WARN, _REGION, _UNREAD = (178, 84, 0), (255, 255, 0), (200, 200, 200)
+_WARN, _UNREAD = (178, 84, 0), (200, 200, 200)
 _LESION = np.array(LESION_RGB, np.float32)
 _FOOT_PX = 19  # height of a line
 _KEY_PX = 230  # width of the colour key beside the first line
@@ -219,12 +219,12 @@ def _with_heatmap(picture: NDArray[np.uint8], heatmap: Heatmap, prediction: Pred
 
 
 def _with_region(pixels: NDArray[np.uint8], prediction: Prediction) -> Image.Image:
-    """A panel with the border of the region that was looked at, if it was one, yellow on a dark edge."""
+    """A panel with the border of the region that was looked at, if it was one, red on a dark edge."""
     panel = Image.fromarray(pixels)
     draw = ImageDraw.Draw(panel)
     shrink = np.divide(panel.size, prediction.slide_size)
     rings = [ring for polygon in prediction.region or () for ring in (polygon.exterior, *polygon.holes)]
-    for width, ink in ((4, _INK), (2, _REGION)):
+    for width, ink in ((4, _INK), (2, REGION_RGB)):
         for ring in rings:
             draw.line([tuple(point) for point in np.vstack((ring, ring[:1])) * shrink], fill=ink, width=width)
     return panel

@@ -31,6 +31,8 @@ FEW_PATCHES = 10
 """A result that rests on fewer patches is weak evidence, and says so."""
 LESION_RGB = (13, 217, 242)
 """Colour of the lesion wherever it is drawn: cyan, unlike any stain."""
+REGION_RGB = (255, 40, 40)
+"""Colour of a region that is looked at: red, unlike heatmaps and the outlines of the patches that mattered."""
 
 
 def percent(probability: float) -> str:

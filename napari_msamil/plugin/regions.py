@@ -8,6 +8,7 @@ import numpy as np
 
 from napari_msamil.errors import RegionError
 from napari_msamil.inference.geojson import Polygon
+from napari_msamil.inference.prediction import REGION_RGB
 from napari_msamil.plugin.compat import finish_drawing
 from napari_msamil.plugin.outlines import screen_px
 from napari_msamil.plugin.slides import KEY, REGION, tag
@@ -30,7 +31,7 @@ def add_region_layer(viewer: napari.viewer.Viewer, slide_layer: napari.layers.Im
         translate=slide_layer.translate,
         units=slide_layer.units,
         axis_labels=slide_layer.axis_labels,
-        edge_color="yellow",
+        edge_color=[[*(value / 255 for value in REGION_RGB), 1.0]],
         face_color=[0.0, 0.0, 0.0, 0.0],  # the tissue keeps its colours
         edge_width=2 * screen_px(viewer, slide_layer),
         metadata={KEY: {"role": REGION, "slide": tag(slide_layer)["slide"]}},

@@ -20,7 +20,7 @@ from napari_msamil.inference import result
 from napari_msamil.inference.classify import classify
 from napari_msamil.inference.geojson import Polygon
 from napari_msamil.inference.overview import _WARN, _font, _foot, _no_lesion, draw_overview, round_length
-from napari_msamil.inference.prediction import RESEARCH_USE, Prediction, iso_time
+from napari_msamil.inference.prediction import REGION_RGB, RESEARCH_USE, Prediction, iso_time
 from napari_msamil.inference.result import write_result
 from napari_msamil.slide.slide import Slide
 
@@ -253,11 +253,11 @@ def test_the_overview_shows_the_border_of_the_region_on_every_panel(prediction: 
     square = Polygon(np.array([[300.0, 200.0], [900.0, 200.0], [900.0, 700.0], [300.0, 700.0]]), (hole,))
     plain = np.asarray(draw_overview(prediction))
     page = np.asarray(draw_overview(replace(prediction, region=(square,))))
-    yellow = (page == (255, 255, 0)).all(axis=-1) & ~(plain == (255, 255, 0)).all(axis=-1)
+    red = (page == REGION_RGB).all(axis=-1) & ~(plain == REGION_RGB).all(axis=-1)
     top, shrink = 84 + 26 * 2 + 24, 440 / 1200
     for panel in range(2 + len(prediction.table.scales)):
         left = 16 + panel * (440 + 16)
         for x, y in ((300, 450), (900, 450), (600, 200), (600, 700), (600, 350)):  # sides, then the hole's
             row, column = round(top + y * shrink), round(left + x * shrink)
-            assert yellow[row - 2 : row + 3, column - 2 : column + 3].any(), (panel, x, y)
-        assert not yellow[round(top + 450 * shrink), round(left + 400 * shrink)]
+            assert red[row - 2 : row + 3, column - 2 : column + 3].any(), (panel, x, y)
+        assert not red[round(top + 450 * shrink), round(left + 400 * shrink)]
