@@ -110,6 +110,7 @@ class MilPanel(QScrollArea):
         self.run_view.cancel_asked.connect(self.cancel)
         self.run_view.leave_out_asked.connect(self._classify_the_readable)
         self.results.said.connect(self.run_view.say)
+        self.results.alone_asked.connect(self._stage.show_alone)
         watch(self._viewer)
         compat.camera(self._viewer).events.zoom.connect(self._on_zoom)
         events = self._viewer.layers.events

@@ -17,7 +17,7 @@ from napari_msamil.plugin.captions import WHICH, made_with
 from napari_msamil.plugin.outlines import mark_patch
 from napari_msamil.plugin.regions import closed, polygons
 from napari_msamil.plugin.result_view import OFF
-from napari_msamil.plugin.slides import HEATMAP, HEATMAP_COPY, KEY, SAVED, TOP, mpp_of, result_layers, slide_layers, tag
+from napari_msamil.plugin.slides import HEATMAP, HEATMAP_COPY, KEY, SAVED, TOP, mpp_of, result_layers, tag
 
 if TYPE_CHECKING:
     import napari.layers
@@ -44,8 +44,10 @@ class Results(QObject):
 
     Signals:
         said(str, bool): a message for the user, and whether it is an error.
+        alone_asked(): the chosen slide is to be seen, whatever other lies over it.
     """
 
+    alone_asked = Signal()
     said = Signal(str, bool)
 
     def __init__(self, viewer: napari.viewer.Viewer, form: Form, view: ResultView) -> None:
@@ -230,13 +232,9 @@ class Results(QObject):
         place = (place + 1) % len(best) if before == scale else 0
         self._visited[self._slide_id()] = scale, place
         mark_patch(self._viewer, self._slide_id(), names[scale], place + 1)
-        for slide in slide_layers(self._viewer):
-            slide.visible = slide == layer
+        self.alone_asked.emit()
         for outlined in self._top():
             outlined.visible = True  # which patch is meant must be seen
-        active = self._viewer.layers.selection.active
-        if active is not None and tag(active).get("slide", self._slide_id()) != self._slide_id():
-            self._viewer.layers.selection.active = layer  # what lies on other slides is hidden with them
         centre = layer.data_to_world(layers.patch_box(prediction, int(best[place])).mean(axis=0))
         pixel = prediction.table.footprint(scale)[0] / prediction.table.scales[scale].patch_px  # of the patch, level-0
         compat.look_at(self._viewer, centre, zoom=1 / (pixel * layer.scale[-1]))  # is one of the screen

@@ -97,6 +97,9 @@ class Stage(QObject):
             self._hide([a for a in self._viewer.layers if tag(a).get("slide", self._slide_id) != self._slide_id])
             if self._chosen is not None:
                 self._chosen.visible = True
+        selection = self._viewer.layers.selection
+        if selection.active is not None and tag(selection.active).get("slide", self._slide_id) != self._slide_id:
+            selection.active = self._chosen  # what is hidden is none to work on
 
     def _on_grid(self, event: Any) -> None:
         """Let no slide that was seen beside the chosen one lie over it now."""

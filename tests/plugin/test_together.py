@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from napari_msamil.inference import classify as classify_module
 from napari_msamil.inference.classify import Progress
+from napari_msamil.inference.prediction import REGION_RGB
 from napari_msamil.plugin import compat, layers
 from napari_msamil.plugin.outlines import TOP_COLOUR
 from napari_msamil.plugin.slides import tag
@@ -210,7 +211,7 @@ def test_the_outline_keeps_its_colour_after_a_shape_that_was_given_up(
     region.add_polygons([[[10, 10], [10, 50], [50, 50]], [[180, 300], [180, 550], [400, 550]]])
     region.selected_data = {0}
     region.remove_selected()
-    colour = region.edge_color[0].copy()
+    colour = [*(value / 255 for value in REGION_RGB), 1.0]
     assert not np.allclose(colour, TOP_COLOUR, atol=0.2), "a region is no patch that mattered"
     region.add_polygons([[[600, 300], [600, 550], [700, 550]]])
     for zoom in (8, 0.1):
